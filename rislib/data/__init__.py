@@ -1,0 +1,28 @@
+"""Where samples come from: datasets in RefCOCO's layout, and the way from samples to batches."""
+
+from rislib.data.batches import make_batch
+from rislib.data.check import Report, check_folder
+from rislib.data.errors import DataError, UnsafePickle
+from rislib.data.masks import box_of_mask, decode_segmentation, encode_mask
+from rislib.data.refcoco import Record, RefDataset, find_datasets, load_refcoco
+from rislib.data.transforms import Geometry, Letterbox, Stretch, geometry_for, to_tensor
+
+__all__ = [
+    "DataError",
+    "Geometry",
+    "Letterbox",
+    "Record",
+    "RefDataset",
+    "Report",
+    "Stretch",
+    "UnsafePickle",
+    "box_of_mask",
+    "check_folder",
+    "decode_segmentation",
+    "encode_mask",
+    "find_datasets",
+    "geometry_for",
+    "load_refcoco",
+    "make_batch",
+    "to_tensor",
+]

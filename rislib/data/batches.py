@@ -1,0 +1,50 @@
+"""From samples to a batch: the one place where pictures and words become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rislib.data.transforms import Geometry, geometry_for, to_tensor
+from rislib.nouns import Batch, Preprocessing, Sample
+
+Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+
+
+def make_batch(samples: Sequence[Sample], preprocessing: Preprocessing, tokenize: Tokenize) -> Batch:
+    """B samples -> a Batch of (B, 3, size, size) pictures, their words and their masks.
+
+    `tokenize` maps B expressions to tokens (B, L) and token_mask (B, L); a method's own `preprocessing`
+    and `tokenize` fit here. Instances are collated if every sample has them, as (B, N, size, size) with
+    N the most of any sample; samples that have fewer are filled up with empty masks.
+
+    Raises:
+        ValueError: without samples.
+    """
+    if not samples:
+        raise ValueError("a batch needs at least one sample")
+    geometries = [geometry_for(preprocessing, *sample.mask.shape) for sample in samples]
+    tokens, token_mask = tokenize([sample.expression for sample in samples])
+    masks = [geometry.mask(sample.mask) for geometry, sample in zip(geometries, samples, strict=True)]
+    return Batch(
+        image=torch.stack([to_tensor(sample.image, preprocessing) for sample in samples]),
+        tokens=tokens,
+        token_mask=token_mask,
+        mask=torch.from_numpy(np.stack(masks)[:, None]),  # (B, 1, size, size)
+        instances=_collate_instances(samples, geometries, preprocessing.size),
+    )
+
+
+def _collate_instances(samples: Sequence[Sample], geometries: Sequence[Geometry], size: int) -> Tensor | None:
+    """The samples' instance masks -> (B, N, size, size) float32, or None where a sample has none."""
+    if any(sample.instances is None for sample in samples):
+        return None
+    most = max(len(sample.instances) for sample in samples)
+    collated = torch.zeros(len(samples), most, size, size)
+    for row, (sample, geometry) in enumerate(zip(samples, geometries, strict=True)):
+        for column, mask in enumerate(sample.instances):
+            collated[row, column] = torch.from_numpy(geometry.mask(mask))
+    return collated

@@ -1,0 +1,114 @@
+"""Reads a whole folder of data and lists everything that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from rislib.data.errors import DataError
+from rislib.data.refcoco import Instances, Record, find_datasets, read_instances, read_references
+
+
+@dataclass(frozen=True)
+class Count:
+    """How much there is of one split."""
+
+    dataset: str
+    split_by: str
+    split: str
+    references: int
+    sentences: int
+    images: int
+
+    def __str__(self) -> str:
+        name = f"{self.dataset} ({self.split_by}) {self.split}"
+        return f"{name:32}{self.references:8,} references{self.sentences:9,} sentences{self.images:8,} images"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check_folder` found."""
+
+    counts: tuple[Count, ...]
+    faults: tuple[str, ...]  # one line each
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.faults
+
+    def lines(self) -> list[str]:
+        """The report for a terminal: the counts, then the faults, then their number."""
+        end = "no fault" if self.ok else f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
+        return [*map(str, self.counts), *self.faults, end]
+
+
+def check_folder(root: str | Path, *, pixels: bool = True, progress: bool = False) -> Report:
+    """Reads every index under `root` and, with `pixels`, every picture and every mask.
+
+    It goes on after a fault, so that one run lists all of them. A record with a fault is left out, so
+    what refers to it is listed as well. One picture is held in memory at a time.
+    """
+    root = Path(root)
+    check = _Check()
+    datasets = find_datasets(root)
+    if not datasets:
+        check.fault(
+            DataError("no dataset: nothing like <dataset>/refs(<split_by>).p or .json", file=root.name)
+        )
+    for dataset in sorted({name for name, _ in datasets}):
+        instances = read_instances(root, dataset, check.fault)
+        referred: set[int] = set()
+        for split_by in (by for name, by in datasets if name == dataset):
+            records = read_references(root, dataset, split_by, instances, check.fault)
+            check.count(dataset, split_by, records)
+            referred |= {record.ann_id for record in records}
+        if pixels:
+            check.read_pixels(instances, referred, progress)
+    return Report(tuple(check.counts), tuple(check.faults))
+
+
+@dataclass
+class _Check:
+    """Collects what is found on the way."""
+
+    counts: list[Count] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def fault(self, error: DataError) -> None:
+        self.faults.append(" ".join(str(error).split()))  # a file name may hold a line break
+
+    def count(self, dataset: str, split_by: str, records: Sequence[Record]) -> None:
+        splits: dict[str, list[Record]] = {}
+        for record in records:
+            splits.setdefault(record.split, []).append(record)
+        for split, members in splits.items():
+            references = len({record.ref_id for record in members})
+            images = len({record.image_id for record in members})
+            self.counts.append(Count(dataset, split_by, split, references, len(members), images))
+
+    def read_pixels(self, instances: Instances, referred: set[int], progress: bool) -> None:
+        """Opens every picture and decodes its masks; those of a faulty picture have no size to go by."""
+        ann_ids_of: dict[int, list[int]] = {}
+        for ann_id, image_id in instances.image_of.items():
+            ann_ids_of.setdefault(image_id, []).append(ann_id)
+        for image_id, picture in tqdm(instances.pictures.items(), instances.file, disable=not progress):
+            try:
+                picture.open()
+            except DataError as error:
+                self.fault(error)
+                continue
+            for ann_id in ann_ids_of.get(image_id, []):
+                self._read_mask(instances, ann_id, must_show=ann_id in referred)
+
+    def _read_mask(self, instances: Instances, ann_id: int, must_show: bool) -> None:
+        try:
+            if not instances.mask(ann_id).any() and must_show:
+                raise DataError(
+                    "a mask without a pixel", instances.file, f"annotation {ann_id}", "segmentation"
+                )
+        except DataError as error:
+            self.fault(error)

@@ -1,0 +1,27 @@
+"""How good is a method? Counts (`metrics`), what is counted (`protocols`), and the whole run (`report`)."""
+
+from rislib.evaluation.metrics import Scores, intersection_and_union
+from rislib.evaluation.protocols import (
+    CRIS_2022,
+    LAVT_2022,
+    PROTOCOLS,
+    Protocol,
+    predict_masks,
+    target_mask,
+)
+from rislib.evaluation.report import Report, blinded, evaluate, shuffled
+
+__all__ = [
+    "CRIS_2022",
+    "LAVT_2022",
+    "PROTOCOLS",
+    "Protocol",
+    "Report",
+    "Scores",
+    "blinded",
+    "evaluate",
+    "intersection_and_union",
+    "predict_masks",
+    "shuffled",
+    "target_mask",
+]

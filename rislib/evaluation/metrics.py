@@ -1,0 +1,181 @@
+"""The metrics of referring segmentation, counted in integers.
+
+One expression leaves two whole numbers behind: the pixels that prediction and ground truth share (I),
+and the pixels that either of them has (U). Every metric is made of these:
+
+- IoU of one expression: I / U
+- mIoU, the mean IoU: every expression counts the same
+- oIoU, the overall IoU: sum of all I / sum of all U, so that large objects count more
+- P@X, precision at X: the share of expressions whose IoU is above X
+
+Because integers are kept and not running means, two halves of a data set can be counted apart and merged,
+in any order, and the result is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def intersection_and_union(prediction: np.ndarray, target: np.ndarray) -> tuple[int, int]:
+    """Pixels that both masks have, and pixels that at least one of them has.
+
+    Args:
+        prediction: (H, W) bool.
+        target: (H, W) bool.
+
+    Raises:
+        ValueError: the masks differ in shape.
+        TypeError: one of them is not boolean. Masks of 0 and 255, or soft ones, need a threshold first.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(f"prediction {prediction.shape} and target {target.shape} differ in shape")
+    if prediction.dtype != bool or target.dtype != bool:
+        raise TypeError(f"masks must be bool, got prediction {prediction.dtype} and target {target.dtype}")
+    intersection = np.count_nonzero(prediction & target)
+    union = np.count_nonzero(prediction | target)
+    return int(intersection), int(union)
+
+
+@dataclass
+class Scores:
+    """What has been counted so far, one entry per expression. All results are in percent.
+
+    Args:
+        eps: added to the union of each expression: IoU = I / (U + eps). An expression whose prediction
+            and ground truth are both empty has IoU 0, whatever eps is.
+        strict: P@X counts IoU > X; otherwise IoU >= X.
+    """
+
+    eps: float = 0.0
+    strict: bool = False
+    intersections: list[int] = field(default_factory=list)
+    unions: list[int] = field(default_factory=list)
+    image_ids: list[int] = field(default_factory=list)
+    kinds: list[str | None] = field(default_factory=list)
+
+    def add(
+        self, prediction: np.ndarray, target: np.ndarray, *, image_id: int, kind: str | None = None
+    ) -> None:
+        """Count one expression. Masks are (H, W) bool; errors as in `intersection_and_union`."""
+        intersection, union = intersection_and_union(prediction, target)
+        self.intersections.append(intersection)
+        self.unions.append(union)
+        self.image_ids.append(image_id)
+        self.kinds.append(kind)
+
+    def merge(self, other: Scores) -> Scores:
+        """The counts of both together, as new scores.
+
+        Raises:
+            ValueError: they were made with different eps or strictness.
+        """
+        if (self.eps, self.strict) != (other.eps, other.strict):
+            raise ValueError("scores made under different protocols cannot be merged")
+        return Scores(
+            self.eps,
+            self.strict,
+            self.intersections + other.intersections,
+            self.unions + other.unions,
+            self.image_ids + other.image_ids,
+            self.kinds + other.kinds,
+        )
+
+    def __len__(self) -> int:
+        return len(self.unions)
+
+    def ious(self) -> np.ndarray:
+        """IoU of each expression, (n,) float64 in [0, 1] (not percent), in the order they were added."""
+        union = np.asarray(self.unions, dtype=np.float64)
+        return _ratio(np.asarray(self.intersections), union + self.eps * (union > 0))
+
+    def overall_iou(self) -> float:
+        """oIoU: sum of intersections / sum of unions. No eps: a sum over a data set needs none."""
+        self._require_some()
+        return 100 * sum(self.intersections) / max(sum(self.unions), 1)
+
+    def mean_iou(self) -> float:
+        """mIoU: the mean of `ious`."""
+        self._require_some()
+        # fsum rounds once, at the end; a plain sum would depend on the order.
+        return 100 * math.fsum(self.ious()) / len(self)
+
+    def precision_at(self, level: float) -> float:
+        """P@X: the share of expressions whose IoU reaches `level` (in [0, 1]), or exceeds it if `strict`."""
+        self._require_some()
+        ious = self.ious()
+        return 100 * np.count_nonzero(ious > level if self.strict else ious >= level) / len(self)
+
+    def summary(self) -> dict[str, float]:
+        """Every metric by the name that papers give it: oIoU, mIoU, P@0.5 ... P@0.9."""
+        precisions = {f"P@{level}": self.precision_at(level) for level in PRECISION_LEVELS}
+        return {"oIoU": self.overall_iou(), "mIoU": self.mean_iou()} | precisions
+
+    def by_kind(self) -> dict[str, Scores]:
+        """The scores of each kind of expression, sorted by name. Expressions without a kind are left out."""
+        known = sorted({kind for kind in self.kinds if kind is not None})
+        return {kind: self._select([k == kind for k in self.kinds]) for kind in known}
+
+    def interval(
+        self,
+        metric: Literal["oIoU", "mIoU"] = "oIoU",
+        *,
+        level: float = 0.95,
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Bootstrap interval: how far the metric might lie with another draw of pictures of the same sort.
+
+        Pictures are drawn with replacement, each with all of its expressions. Expressions about one picture
+        succeed and fail together, so drawing them one by one would promise too narrow an interval.
+
+        Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3 (percentile
+        interval); resampling whole clusters as in Davison and Hinkley (1997), section 3.8.
+
+        Returns:
+            (low, high) in percent.
+        """
+        self._require_some()
+        numerator, denominator = {
+            "oIoU": (self.intersections, self.unions),
+            "mIoU": (self.ious(), np.ones(len(self))),
+        }[metric]
+        sums = self._per_picture(numerator, denominator)  # (pictures, 2)
+
+        # How often each picture is drawn, for all resamples at once: (resamples, pictures).
+        pictures = len(sums)
+        drawn = np.random.default_rng(seed).multinomial(
+            pictures, np.full(pictures, 1 / pictures), size=resamples
+        )
+        resampled = drawn.astype(np.float64) @ sums  # (resamples, 2)
+        tail = 100 * (1 - level) / 2
+        low, high = np.percentile(100 * _ratio(*resampled.T), [tail, 100 - tail])
+        return float(low), float(high)
+
+    def _per_picture(self, *columns: np.ndarray | list[int]) -> np.ndarray:
+        """Each column summed over the expressions of each picture: (pictures, columns) float64."""
+        # Sorted first, so that neither the sums nor the draws know in which order expressions were added.
+        order = np.lexsort((*columns, self.image_ids))
+        _, picture = np.unique(np.asarray(self.image_ids)[order], return_inverse=True)
+        return np.stack([np.bincount(picture, np.asarray(column)[order]) for column in columns], axis=1)
+
+    def _select(self, keep: list[bool]) -> Scores:
+        columns = (self.intersections, self.unions, self.image_ids, self.kinds)
+        return Scores(
+            self.eps, self.strict, *([v for v, k in zip(c, keep, strict=True) if k] for c in columns)
+        )
+
+    def _require_some(self) -> None:
+        if not self.unions:
+            raise ValueError("nothing has been counted yet: a metric of no expression is undefined")
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """numerator / denominator, and 0 where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.zeros(len(denominator)), where=denominator > 0)

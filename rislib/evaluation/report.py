@@ -1,0 +1,176 @@
+"""Run a method over samples and say how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from rislib.data.transforms import to_tensor
+from rislib.evaluation.metrics import PRECISION_LEVELS, Scores
+from rislib.evaluation.protocols import Protocol, predict_masks, target_mask
+from rislib.nouns import Method, Sample
+
+if TYPE_CHECKING:
+    from rislib.data import RefDataset
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `evaluate` found: the counts, and the protocol that they were made under."""
+
+    protocol: Protocol
+    scores: Scores
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, in percent with four decimals: what `results/` holds.
+
+        Keys: oIoU, mIoU, P@0.5 ... P@0.9, n (expressions), protocol (its name), interval ([low, high], 95 %
+        bootstrap over pictures, of oIoU) and by_kind ({kind: {oIoU, mIoU, n}}).
+        """
+        return {
+            **{name: round(value, 4) for name, value in self.scores.summary().items()},
+            "n": len(self.scores),
+            "protocol": self.protocol.name,
+            "interval": [round(bound, 4) for bound in self.scores.interval("oIoU")],
+            "by_kind": {
+                kind: {
+                    "oIoU": round(part.overall_iou(), 4),
+                    "mIoU": round(part.mean_iou(), 4),
+                    "n": len(part),
+                }
+                for kind, part in self.scores.by_kind().items()
+            },
+        }
+
+    def table(self) -> str:
+        """The same for a terminal. The protocol's headline metric comes first."""
+        pictures = len(set(self.scores.image_ids))
+        lines = [f"{self.protocol.name}: {len(self.scores):,} expressions, {pictures:,} pictures", ""]
+
+        summary = self.scores.summary()
+        for name in sorted(("oIoU", "mIoU"), key=lambda name: name != self.protocol.headline):
+            low, high = self.scores.interval(name)
+            lines.append(f"  {name}   {summary[name]:6.2f}   95 % interval {low:.2f} to {high:.2f}")
+        names = [f"P@{level}" for level in PRECISION_LEVELS]
+        lines += ["", "  " + "".join(f"{name:>8}" for name in names)]
+        lines += ["  " + "".join(f"{summary[name]:8.2f}" for name in names)]
+
+        kinds = self.scores.by_kind()
+        if kinds:
+            width = max(map(len, [*kinds, "kind"]))
+            lines += ["", f"  {'kind':<{width}}{'n':>8}{'oIoU':>8}{'mIoU':>8}"]
+        for kind, part in kinds.items():
+            row = f"{len(part):8,}{part.overall_iou():8.2f}{part.mean_iou():8.2f}"
+            lines.append(f"  {kind:<{width}}{row}")
+        return "\n".join(lines)
+
+
+def evaluate(
+    method: Method,
+    samples: Sequence[Sample],
+    protocol: Protocol,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> Report:
+    """Ask the method every expression, and count.
+
+    Args:
+        method: is moved to `device` and stays there; whether it was in train or eval mode is restored.
+        samples: any sequence of samples, such as `rislib.data.load_refcoco(...)`.
+        protocol: one of `rislib.evaluation.PROTOCOLS`.
+        batch_size: expressions at a time. It does not change the result beyond rounding.
+        device: where to run; the method's own when None.
+        progress: show a bar.
+        precision: of the network's forward pass (autocast). Scores are computed in float32 either way.
+
+    Raises:
+        ValueError: there are no samples, or the precision is unknown.
+    """
+    if not len(samples):
+        raise ValueError("there are no samples to evaluate on")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    device = torch.device(device) if device is not None else next(method.parameters()).device
+    method.to(device)
+
+    scores = protocol.scores()
+    starts = range(0, len(samples), batch_size)
+    with _eval_mode(method), torch.inference_mode():
+        for start in tqdm(starts, desc=protocol.name, unit="batch", disable=not progress):
+            batch = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
+            with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+                logits = _logits(method, batch, device)
+            masks = predict_masks(logits, method.preprocessing, [s.mask.shape for s in batch], protocol)
+            for sample, mask in zip(batch, masks, strict=True):
+                target = target_mask(sample.mask, method.preprocessing, protocol)
+                scores.add(mask, target, image_id=sample.image_id, kind=sample.kind)
+    return Report(protocol, scores)
+
+
+def shuffled(samples: RefDataset, seed: int = 0) -> RefDataset:
+    """The same pictures with expressions about other pictures: what a score owes to the words, control one.
+
+    Pictures are put on a ring in random order, and each takes the expressions of the next one. An expression
+    that happens to be said of the picture as well is passed over: no sample keeps, even by chance, words
+    of its own picture.
+
+    Raises:
+        ValueError: some picture finds no expression that is not its own (there is only one, or all say the same).
+    """
+    own: dict[int, list[str]] = {}
+    for record in samples.records:
+        own.setdefault(record.image_id, []).append(record.expression)
+    ring = np.random.default_rng(seed).permutation(sorted(own)).tolist()
+    foreign = {
+        image_id: _foreign_expressions(own[image_id], [own[other] for other in ring[i + 1 :] + ring[:i]])
+        for i, image_id in enumerate(ring)
+    }
+    taken = dict.fromkeys(own, 0)
+    expressions = []
+    for record in samples.records:
+        choices = foreign[record.image_id]
+        expressions.append(choices[taken[record.image_id] % len(choices)])
+        taken[record.image_id] += 1
+    return samples.with_expressions(expressions)
+
+
+def blinded(samples: RefDataset, word: str = "thing") -> RefDataset:
+    """The same pictures, each expression replaced by one word that tells nothing: control two."""
+    return samples.with_expressions([word] * len(samples))
+
+
+def _logits(method: Method, batch: list[Sample], device: torch.device) -> torch.Tensor:
+    images = torch.stack([to_tensor(sample.image, method.preprocessing) for sample in batch])
+    tokens, token_mask = method.tokenize([sample.expression for sample in batch])
+    return method(images.to(device), tokens.to(device), token_mask.to(device))  # (B, 1, h, w)
+
+
+def _foreign_expressions(own: list[str], others: list[list[str]]) -> list[str]:
+    """The expressions, none of them in `own`, of the first of the others that has any."""
+    for other in others:
+        if foreign := [expression for expression in other if expression not in own]:
+            return foreign
+    raise ValueError(f"no picture has an expression other than {sorted(set(own))}")
+
+
+@contextmanager
+def _eval_mode(method: Method) -> Iterator[None]:
+    """Eval mode inside; outside, every module as it was (frozen towers may stay in eval mode in training)."""
+    before = {module: module.training for module in method.modules()}
+    method.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training

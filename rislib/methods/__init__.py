@@ -1,0 +1,1 @@
+"""Referring segmentation networks: one paper, one file. A method sees tensors, never a dataset."""

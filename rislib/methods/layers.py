@@ -1,0 +1,56 @@
+"""The few parts that more than one paper uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def conv_block(in_width: int, out_width: int, kernel: int) -> nn.Sequential:
+    """Convolution without bias, batch norm, ReLU; the map keeps its size."""
+    return nn.Sequential(
+        nn.Conv2d(in_width, out_width, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_width),
+        nn.ReLU(inplace=True),
+    )
+
+
+def upsample() -> nn.Upsample:
+    """Twice the height and width, bilinear, pixels seen as areas."""
+    return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def coordinate_maps(x: Tensor) -> Tensor:
+    """Where each pixel of x (B, C, h, w) lies: (B, 2, h, w), first x then y, from -1 to 1 (CoordConv)."""
+    batch, _, h, w = x.shape
+    across = torch.linspace(-1, 1, w, device=x.device, dtype=x.dtype).expand(batch, 1, h, w)
+    down = torch.linspace(-1, 1, h, device=x.device, dtype=x.dtype)[:, None].expand(batch, 1, h, w)
+    return torch.cat([across, down], dim=1)
+
+
+def sine_positions(length: int, width: int, *, device: torch.device | None = None) -> Tensor:
+    """Sinusoidal positions 0, 1, ... (Vaswani et al., 2017, section 3.5) -> (length, width).
+
+    Even channels are sines, odd channels cosines; wavelengths grow from 2 pi to 10000 * 2 pi.
+
+    Raises:
+        ValueError: `width` is odd.
+    """
+    if width % 2:
+        raise ValueError(f"sines and cosines come in pairs, but the width is {width}")
+    frequency = 10000 ** -(torch.arange(0, width, 2, device=device) / width)  # (width/2,)
+    angle = torch.arange(length, device=device)[:, None] * frequency  # (length, width/2)
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)
+
+
+def sine_positions_2d(h: int, w: int, width: int, *, device: torch.device | None = None) -> Tensor:
+    """Positions of an h x w map, row by row -> (h*w, width): the first half of the channels from x.
+
+    Raises:
+        ValueError: `width` is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"x and y need an even number of channels each, but the width is {width}")
+    across = sine_positions(w, width // 2, device=device).expand(h, w, -1)
+    down = sine_positions(h, width // 2, device=device)[:, None].expand(h, w, -1)
+    return torch.cat([across, down], dim=2).flatten(0, 1)

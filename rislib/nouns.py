@@ -1,0 +1,103 @@
+"""The nouns of referring image segmentation, as every floor of rislib uses them.
+
+- `Sample`: one picture, one expression, the mask it refers to. What datasets hold.
+- `Batch`: tensors, ready for a network. What methods are trained on.
+- `Method`: a network that turns (image, tokens) into mask logits. One per paper.
+
+The other two live where they are used: `rislib.evaluation.Protocol` says how a number
+is made, `rislib.training.Recipe` how a method is trained.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One expression about one picture, with the mask that it refers to."""
+
+    image: Image.Image  # RGB, at its original size
+    expression: str
+    mask: np.ndarray  # (H, W) bool, at the image's original size
+    image_id: int
+    ann_id: int
+    ref_id: int
+    sent_id: int
+    split: str
+    category: str
+    kind: str | None = None  # what the expression turns on (colour, relation, ...), where known
+    instances: np.ndarray | None = None  # (N, H, W) bool, every annotated object of the picture
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method is trained on. B samples, L tokens, N instance masks."""
+
+    image: Tensor  # (B, 3, H, W) float, normalised as the method's `preprocessing` says
+    tokens: Tensor  # (B, L) int64
+    token_mask: Tensor  # (B, L) bool, True at words and special tokens, False at padding
+    mask: Tensor  # (B, 1, H, W) float in [0, 1], in the geometry of `image`
+    instances: Tensor | None = None  # (B, N, H, W) float
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a method wants its pictures. It travels with the network, since the papers disagree."""
+
+    size: int  # side of the square input, pixels
+    resize: Literal["letterbox", "stretch"]  # keep the aspect ratio and pad, or not
+    mean: tuple[float, float, float]  # per channel, of values in [0, 1]; letterbox pads with it
+    std: tuple[float, float, float]
+
+
+class Method(nn.Module, ABC):
+    """A referring segmentation network.
+
+    A subclass sets `preprocessing` and implements the five abstract methods; whoever holds a
+    Method can then train it (`rislib.training.fit`), measure it (`rislib.evaluation.evaluate`)
+    and ask it (`rislib.predict.Predictor`) without knowing which paper it comes from.
+    """
+
+    preprocessing: Preprocessing
+
+    @abstractmethod
+    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B expressions -> tokens (B, L) int64 and token_mask (B, L) bool, True at real tokens."""
+
+    @abstractmethod
+    def encode_image(self, image: Tensor) -> Any:
+        """image (B, 3, H, W) -> whatever of the computation does not depend on the expression."""
+
+    @abstractmethod
+    def segment(self, features: Any, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """What `encode_image` returned, and tokens (B, L) -> logits (B, 1, h, w)."""
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses, in the paper's names; their sum is minimised."""
+
+    @abstractmethod
+    def encoder_parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters that start from pretrained towers: recipes give them a smaller learning rate."""
+
+    def forward(self, image: Tensor, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """image (B, 3, H, W), tokens (B, L) -> logits (B, 1, h, w), before any sigmoid.
+
+        Without a `token_mask`, tokens of id 0 are padding.
+        """
+        token_mask = tokens != 0 if token_mask is None else token_mask
+        return self.segment(self.encode_image(image), tokens, token_mask)

@@ -1,0 +1,327 @@
+"""Pictures of what a method sees: overlays, contact sheets, learning curves.
+
+Two colours mean the same everywhere: `PREDICTION` is what the method says, `TRUTH` what is right.
+Figures are made without pyplot, so nothing has to be closed and no window opens.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageFilter
+
+from rislib.evaluation.metrics import intersection_and_union
+from rislib.nouns import Sample
+
+# Magenta and cyan: rare in photographs, and told apart by every common kind of colour vision.
+PREDICTION = "#e5007d"
+TRUTH = "#00b8d9"
+INK = "#22252b"
+FAINT = "#8a9099"
+HAIRLINE = "#dfe2e7"
+
+DPI = 200  # pictures look sharp on a dense screen; notebooks show them at half that
+GAP = 0.22  # inches between panels
+LINE = 0.17  # inches per line of a caption
+
+
+class Drawing(Figure):
+    """A matplotlib figure that a notebook shows by itself, sharp, without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        width, height = (round(side * self.dpi / 2) for side in self.get_size_inches())
+        return buffer.getvalue(), {"width": width, "height": height}
+
+
+def overlay(
+    image: Image.Image,
+    mask: np.ndarray,
+    colour: str = PREDICTION,
+    *,
+    truth: np.ndarray | None = None,
+    scale: int = 1,
+) -> Image.Image:
+    """The picture with a mask tinted and outlined, and the rest slightly dimmed.
+
+    Args:
+        image: RGB, H x W.
+        mask: (H, W) bool.
+        colour: of the tint and the outline, "#rrggbb".
+        truth: (H, W) bool, drawn as an outline alone, in `TRUTH`.
+        scale: enlarges the picture; outlines stay fine, so small pictures gain most.
+
+    Returns:
+        RGB, scale * H x scale * W.
+
+    Raises:
+        ValueError: a mask does not have the picture's size.
+    """
+    size = (image.width * scale, image.height * scale)
+    pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
+
+    coverage = _coverage(mask, image, scale)  # (H, W, 1)
+    dimmed = 0.62 * pixels + 0.38 * (0.5 * pixels.mean(-1, keepdims=True) + 0.5 * 255)
+    tinted = 0.66 * pixels + 0.34 * _rgb(colour)
+    pixels = dimmed + coverage * (tinted - dimmed)
+
+    outlines = [(mask, colour)] if truth is None else [(truth, TRUTH), (mask, colour)]
+    for outlined, line_colour in outlines:
+        line = _outline(outlined, image, scale)
+        pixels += line * (_rgb(line_colour) - pixels)
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def contact_sheet(
+    samples: Sequence[Sample],
+    predictions: Sequence[np.ndarray],
+    *,
+    columns: int = 4,
+    title: str | None = None,
+    width: float = 10,
+) -> Drawing:
+    """Many samples at a glance: picture, expression, ground truth, prediction and IoU of each.
+
+    Args:
+        samples: what was asked.
+        predictions: (H, W) bool, each at its picture's original size.
+        columns: panels side by side; `width` is of the whole sheet, in inches.
+        title: stands above, beside the legend.
+
+    Raises:
+        ValueError: samples and predictions differ in number, or there are none.
+    """
+    captions = [sample.expression for sample in samples]
+    figure, panels = _sheet(samples, predictions, captions, columns, width, header=0.55)
+    for axes, sample, mask in zip(panels, samples, predictions, strict=True):
+        _show(axes, overlay(sample.image, mask, truth=sample.mask, scale=_scale_for(sample.image)))
+        intersection, union = intersection_and_union(mask, sample.mask)
+        _tag(axes, f"{100 * intersection / max(union, 1):.0f}")
+
+    top = 1 - 0.24 / figure.get_figheight()
+    edge = GAP / figure.get_figwidth()
+    if title:
+        figure.text(edge, top, title, fontsize=12, fontweight="bold", color=INK, va="center")
+    handles = [
+        Patch(facecolor=(PREDICTION, 0.34), edgecolor=PREDICTION, linewidth=1.3, label="prediction"),
+        Line2D([], [], color=TRUTH, linewidth=2, label="ground truth"),
+        Patch(facecolor=INK, linewidth=0, label="IoU in percent"),
+    ]
+    _legend(figure, handles, anchor=(1 - edge, top))
+    return figure
+
+
+def hero(
+    samples: Sequence[Sample],
+    predictions: Sequence[np.ndarray],
+    *,
+    columns: int = 4,
+    width: float = 10,
+) -> Drawing:
+    """A front page: pictures, what was asked of them, and what the method answered.
+
+    Several expressions about one picture, side by side, say best what the task is. Arguments and errors as in
+    `contact_sheet`; ground truth is not needed and not shown.
+    """
+    captions = [f"“{sample.expression}”" for sample in samples]
+    figure, panels = _sheet(samples, predictions, captions, columns, width, header=0)
+    for axes, sample, mask in zip(panels, samples, predictions, strict=True):
+        _show(axes, overlay(sample.image, mask, scale=_scale_for(sample.image)))
+    return figure
+
+
+def learning_curve(
+    runs: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    metric: str = "loss",
+    against: str = "step",
+    smooth: float = 0.05,
+    width: float = 6,
+) -> Drawing:
+    """How training went: one metric over steps, samples or seconds.
+
+    Args:
+        runs: the records of one log (as `rislib.training` writes them, one dict per line), or several logs by name.
+        metric: the key to draw. Records that lack it, such as those of validation, are passed over.
+        against: the key of the horizontal axis.
+        smooth: length of the moving average, as a share of the run; the raw values stay visible behind it.
+        width: inches.
+
+    Raises:
+        ValueError: no record of some run has both keys.
+    """
+    runs = runs if isinstance(runs, Mapping) else {"": runs}
+    figure = Drawing(figsize=(width, 0.55 * width), dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    colours = [PREDICTION, TRUTH, INK, "#f2a900", "#6c5ce7", "#3aa76d", FAINT]
+    for i, (name, records) in enumerate(runs.items()):
+        points = [(r[against], r[metric]) for r in records if against in r and metric in r]
+        if not points:
+            raise ValueError(f"no record of the run {name!r} has both {against!r} and {metric!r}")
+        x, y = np.asarray(points, dtype=np.float64).T
+        colour = colours[i % len(colours)]
+        axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
+        average = _moving_average(y, max(1, round(smooth * len(y))))
+        axes.plot(x, average, color=colour, linewidth=1.8, solid_capstyle="round")
+        axes.annotate(
+            f"{name} {average[-1]:.3g}".strip(),
+            (x[-1], average[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8.5,
+            fontweight="bold",
+            va="center",
+            annotation_clip=False,
+        )
+    _quiet(axes)
+    axes.set_xlabel(against.replace("_", " "), color=FAINT, fontsize=9)
+    axes.set_title(metric.replace("_", " "), loc="left", color=INK, fontsize=10.5, fontweight="bold")
+    return figure
+
+
+# --- drawing on pixels -------------------------------------------------------------------------------------------
+
+
+def _coverage(mask: np.ndarray, image: Image.Image, scale: int, blur: float = 0) -> np.ndarray:
+    """How much of each pixel of the enlarged picture the mask covers: (scale * H, scale * W, 1) in [0, 1]."""
+    if mask.shape != (image.height, image.width):
+        raise ValueError(f"mask {mask.shape} does not fit a picture of {image.height} x {image.width}")
+    soft = Image.fromarray(255 * mask.astype(np.uint8))
+    soft = soft.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    soft = soft.filter(ImageFilter.GaussianBlur(blur)) if blur else soft
+    return np.asarray(soft, dtype=np.float32)[..., None] / 255
+
+
+def _outline(mask: np.ndarray, image: Image.Image, scale: int) -> np.ndarray:
+    """A smooth line along the mask's edge, about a 150th of the picture wide: opacity, (H, W, 1) in [0, 1]."""
+    width = max(image.size) * scale / 150
+    blurred = _coverage(mask, image, scale, blur=max(width, 1))
+    # A blurred edge runs from 0 to 1; the line is where it is half way.
+    return (5 * blurred * (1 - blurred) - 0.25).clip(0, 1)
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.asarray([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32)
+
+
+def _scale_for(image: Image.Image, side: int = 640) -> int:
+    return max(1, round(side / max(image.size)))
+
+
+# --- laying out a figure -----------------------------------------------------------------------------------------
+
+
+def _sheet(
+    samples: Sequence[Sample],
+    predictions: Sequence[np.ndarray],
+    captions: list[str],
+    columns: int,
+    width: float,
+    header: float,
+) -> tuple[Drawing, list[Axes]]:
+    """A figure with an empty panel and a wrapped caption per sample. Lengths are inches."""
+    if len(samples) != len(predictions) or not len(samples):
+        raise ValueError(
+            f"{len(samples)} samples and {len(predictions)} predictions: need as many, and one or more"
+        )
+    columns = min(columns, len(samples))
+    rows = -(-len(samples) // columns)
+    panel = (width - (columns + 1) * GAP) / columns
+    # A panel is as tall as the tallest picture needs; wider pictures are centred in it.
+    height = panel * min(max(s.image.height / s.image.width for s in samples), 1.25)
+    captions = [textwrap.fill(caption, width=round(panel / 0.078)) for caption in captions]
+    heights = [
+        height + 0.14 + LINE * max(caption.count("\n") + 1 for caption in captions[i : i + columns])
+        for i in range(0, len(captions), columns)
+    ]
+    total = header + sum(heights) + (rows + (not header)) * GAP
+
+    figure = Drawing(figsize=(width, total), dpi=DPI, facecolor="white")
+    panels = []
+    for i, caption in enumerate(captions):
+        row, column = divmod(i, columns)
+        left = GAP + column * (panel + GAP)
+        top = total - (header or GAP) - sum(heights[:row]) - row * GAP
+        axes = figure.add_axes((left / width, (top - height) / total, panel / width, height / total))
+        axes.set_axis_off()
+        middle, below = (left + panel / 2) / width, (top - height - 0.1) / total
+        figure.text(middle, below, caption, fontsize=9.5, color=INK, ha="center", va="top", linespacing=1.25)
+        panels.append(axes)
+    return figure, panels
+
+
+def _show(axes: Axes, image: Image.Image) -> None:
+    """The picture with rounded corners."""
+    drawn = axes.imshow(image, interpolation="antialiased")
+    corner = 0.03 * max(image.size)
+    frame = FancyBboxPatch(
+        (corner, corner),
+        image.width - 2 * corner,
+        image.height - 2 * corner,
+        boxstyle=f"round,pad={corner}",
+        transform=axes.transData,
+    )
+    drawn.set_clip_path(frame)
+
+
+def _tag(axes: Axes, text: str) -> None:
+    """A small number in the picture's upper right corner."""
+    box = {"boxstyle": "round,pad=0.3", "facecolor": INK, "edgecolor": "none", "alpha": 0.85}
+    axes.text(
+        0.965,
+        0.965,
+        text,
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8,
+        color="white",
+        bbox=box,
+    )
+
+
+def _legend(figure: Figure, handles: list, anchor: tuple[float, float]) -> None:
+    figure.legend(
+        handles=handles,
+        loc="center right",
+        bbox_to_anchor=anchor,
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        borderaxespad=0,
+        borderpad=0,
+        handlelength=1.3,
+        columnspacing=1.6,
+    )
+
+
+def _quiet(axes: Axes) -> None:
+    """Few ticks, hairlines, and no frame but the ground line."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(HAIRLINE)
+    axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=FAINT, labelsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _moving_average(values: np.ndarray, length: int) -> np.ndarray:
+    """The mean of the last `length` values at each point; of fewer at the beginning."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - length, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)

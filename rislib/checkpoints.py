@@ -1,42 +1,42 @@
 """Published checkpoints -> our modules.
 
-A published state dict is renamed entry by entry, and every entry is either used or refused: a checkpoint
-that fits by half never loads in silence.
+Every entry of a published state dict is either used or refused: a checkpoint that fits by half never loads
+in silence.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from rislib.methods.cris import CRIS, cris_r50, cris_r101
 
-# The published names of CRIS (github.com/DerrickWang005/CRIS.pytorch) and ours, the first match counts.
+# Parts of our names and of the published ones (github.com/DerrickWang005/CRIS.pytorch)
 _CRIS_NAMES = (
-    (r"backbone\.visual\.attnpool\.connect\.", "connect."),
-    (r"backbone\.", "clip.model."),
-    (r"neck\.txt_proj\.", "neck.sentence."),
-    (r"neck\.f1_v_proj\.", "neck.p5."),
-    (r"neck\.f2_v_proj\.", "neck.p4."),
-    (r"neck\.f3_v_proj\.", "neck.p3."),
-    (r"neck\.norm_layer\.", "neck.norm."),
-    (r"neck\.f2_cat\.", "neck.fuse4."),
-    (r"neck\.f3_cat\.", "neck.fuse3."),
-    (r"neck\.f4_proj([345])\.", r"neck.q\1."),
-    (r"neck\.aggr\.", "neck.aggregate."),
-    (r"neck\.coordconv\.0\.conv1\.", "neck.coordinates.0."),
-    (r"neck\.coordconv\.1\.", "neck.coordinates.1."),
-    (r"decoder\.layers\.(\d+)\.self_attn\.", r"decoder.layers.\1.self_attention."),
-    (r"decoder\.layers\.(\d+)\.self_attn_norm\.", r"decoder.layers.\1.self_attention_norm."),
-    (r"decoder\.layers\.(\d+)\.multihead_attn\.", r"decoder.layers.\1.cross_attention."),
-    (r"decoder\.layers\.(\d+)\.cross_attn_norm\.", r"decoder.layers.\1.cross_attention_norm."),
-    (r"proj\.vis\.", "projector.pixels."),
-    (r"proj\.txt\.", "projector.sentence."),
+    ("connect.", "backbone.visual.attnpool.connect."),
+    ("clip.model.", "backbone."),
+    ("neck.p3.", "neck.f3_v_proj."),
+    ("neck.p4.", "neck.f2_v_proj."),
+    ("neck.p5.", "neck.f1_v_proj."),
+    ("neck.sentence.", "neck.txt_proj."),
+    ("neck.norm.", "neck.norm_layer."),
+    ("neck.fuse4.", "neck.f2_cat."),
+    ("neck.fuse3.", "neck.f3_cat."),
+    ("neck.q", "neck.f4_proj"),
+    ("neck.aggregate.", "neck.aggr."),
+    ("neck.coordinates.0.", "neck.coordconv.0.conv1."),
+    ("neck.coordinates.1.", "neck.coordconv.1."),
+    (".self_attention.", ".self_attn."),
+    (".self_attention_norm.", ".self_attn_norm."),
+    (".cross_attention.", ".multihead_attn."),
+    (".cross_attention_norm.", ".cross_attn_norm."),
+    ("projector.pixels.", "proj.vis."),
+    ("projector.sentence.", "proj.txt."),
 )
 
-_BUILDERS: dict[str, Callable[..., CRIS]] = {"cris_r50": cris_r50, "cris_r101": cris_r101}
+_PUBLISHED = {"cris_r50": (cris_r50, _CRIS_NAMES), "cris_r101": (cris_r101, _CRIS_NAMES)}
 
 
 def load_published(name: str, state_dict: Mapping[str, Tensor], **options) -> CRIS:
@@ -45,15 +45,50 @@ def load_published(name: str, state_dict: Mapping[str, Tensor], **options) -> CR
     Args:
         name: "cris_r50" or "cris_r101".
         state_dict: as published; the "module." that DistributedDataParallel puts in front is tolerated.
-        options: keyword arguments of the builder, such as dropout.
+        options: keyword arguments of the builder, such as `dropout`.
 
     Raises:
-        ValueError: `name` is unknown, or some entries are missing, unexpected or misshapen: all are listed,
-            under their published names where there is one.
+        ValueError: `name` is unknown, or entries are missing, unexpected or misshapen: all are listed.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"no published checkpoint is known as {name!r}, only {', '.join(_BUILDERS)}")
-    model = _BUILDERS[name](pretrained=None, **options)
-    published = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    fill(model, {rename(key): value for key, value in published.items()})
+    if name not in _PUBLISHED:
+        raise ValueError(f"no published checkpoint is known as {name!r}, only {', '.join(_PUBLISHED)}")
+    build, names = _PUBLISHED[name]
+    model = build(**options)
+    fill(model, {key.removeprefix("module."): value for key, value in state_dict.items()}, names)
     return model.eval()
+
+
+def published_name(ours: str, names: Sequence[tuple[str, str]]) -> str:
+    """The name that one of our parameters has in the published checkpoint."""
+    for part, published in names:
+        ours = ours.replace(part, published)
+    return ours
+
+
+@torch.no_grad()
+def fill(model: nn.Module, published: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> None:
+    """Copy a published state dict into `model`, or, if anything does not fit, change nothing and raise.
+
+    Batch norm's step counters may be missing: no result depends on them.
+
+    Raises:
+        ValueError: lists every entry that is missing, unexpected or misshapen, under its published name.
+    """
+    wanted = {published_name(name, names): tensor for name, tensor in model.state_dict().items()}
+    problems = [
+        *(
+            f"missing: {name}"
+            for name in wanted
+            if name not in published and not name.endswith("num_batches_tracked")
+        ),
+        *(f"unexpected: {name}" for name in published if name not in wanted),
+        *(
+            f"misshapen: {name} is {tuple(published[name].shape)}, not {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in published and published[name].shape != tensor.shape
+        ),
+    ]
+    if problems:
+        raise ValueError("this checkpoint does not fit:\n  " + "\n  ".join(problems))
+    for name, tensor in published.items():
+        wanted[name].copy_(tensor)

@@ -50,7 +50,7 @@ class Contrastive(nn.Module):
         return ()
 
     def forward(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """B pictures, B captions -> similarities (B, B), a row per picture, scaled by the learned temperature."""
+        """B pictures and captions -> scaled similarities (B, B), a row per picture."""
         images, sentences, scale = self.encoder(image, tokens)
         return scale.clamp(max=100) * images.float() @ sentences.float().T
 
@@ -129,7 +129,7 @@ def vocabulary(scenes: int = 4000) -> list[str]:
 def retrieval_accuracy(
     model: Contrastive, samples: CaptionedScenes, candidates: int = 192
 ) -> dict[str, float]:
-    """Percent of captions that find their picture among `candidates`, and of pictures that find their caption."""
+    """Percent of captions that find their picture among `candidates`, and the other way round."""
     model.eval()
     found = {"caption_to_picture": [], "picture_to_caption": []}
     firsts = [sentences[0] for sentences in samples.by_reference()]

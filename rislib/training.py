@@ -185,12 +185,13 @@ def fit(
     batches = _Batches(samples, method, seed, recipe.batch_size, rank, processes)
     upcoming = itertools.count(step) if steps is None else range(step, steps)
     loader = iter(DataLoader(batches, batch_size=None, sampler=upcoming, num_workers=workers))
+    done = clock.progress(step)
     bar = tqdm(
         total=1.0,
+        initial=done,
         bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
         disable=not (progress and accelerator.is_main_process),
     )
-    done = clock.progress(step)
     while done < 1:
         batch = next(loader).to(accelerator.device)
         if channels_last:

@@ -72,12 +72,13 @@ def overlay(
 
     coverage = _coverage(mask, image, scale)  # (H, W, 1)
     dimmed = 0.62 * pixels + 0.38 * (0.5 * pixels.mean(-1, keepdims=True) + 0.5 * 255)
-    tinted = 0.66 * pixels + 0.34 * _rgb(colour)
+    tinted = 0.74 * pixels + 0.26 * _rgb(colour)
     pixels = dimmed + coverage * (tinted - dimmed)
 
-    outlines = [(mask, colour)] if truth is None else [(truth, TRUTH), (mask, colour)]
-    for outlined, line_colour in outlines:
-        line = _outline(outlined, image, scale)
+    # White below the colour keeps the line apart from things of its own colour.
+    lines = [] if truth is None else [(truth, TRUTH, 1.0)]
+    for outlined, line_colour, width in [*lines, (mask, "#ffffff", 1.8), (mask, colour, 1.0)]:
+        line = _outline(outlined, image, scale, width)
         pixels += line * (_rgb(line_colour) - pixels)
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
@@ -113,7 +114,7 @@ def contact_sheet(
     if title:
         figure.text(edge, top, title, fontsize=12, fontweight="bold", color=INK, va="center")
     handles = [
-        Patch(facecolor=(PREDICTION, 0.34), edgecolor=PREDICTION, linewidth=1.3, label="prediction"),
+        Patch(facecolor=(PREDICTION, 0.26), edgecolor=PREDICTION, linewidth=1.3, label="prediction"),
         Line2D([], [], color=TRUTH, linewidth=2, label="ground truth"),
         Patch(facecolor=INK, linewidth=0, label="IoU in percent"),
     ]
@@ -151,8 +152,8 @@ def learning_curve(
     """How training went: one metric over steps, samples or seconds.
 
     Args:
-        runs: the records of one log (as `rislib.training` writes them, one dict per line), or several logs by name.
-        metric: the key to draw. Records that lack it, such as those of validation, are passed over.
+        runs: the records of one log (as `rislib.training` writes them, a dict per line), or several by name.
+        metric: "loss", one of the named losses, or any other key. Records that lack it are passed over.
         against: the key of the horizontal axis.
         smooth: length of the moving average, as a share of the run; the raw values stay visible behind it.
         width: inches.
@@ -165,7 +166,8 @@ def learning_curve(
     axes = figure.add_subplot()
     colours = [PREDICTION, TRUTH, INK, "#f2a900", "#6c5ce7", "#3aa76d", FAINT]
     for i, (name, records) in enumerate(runs.items()):
-        points = [(r[against], r[metric]) for r in records if against in r and metric in r]
+        flat = [{**record.get("losses", {}), **record} for record in records]
+        points = [(r[against], r[metric]) for r in flat if r.get(metric) is not None and against in r]
         if not points:
             raise ValueError(f"no record of the run {name!r} has both {against!r} and {metric!r}")
         x, y = np.asarray(points, dtype=np.float64).T
@@ -190,9 +192,6 @@ def learning_curve(
     return figure
 
 
-# --- drawing on pixels -------------------------------------------------------------------------------------------
-
-
 def _coverage(mask: np.ndarray, image: Image.Image, scale: int, blur: float = 0) -> np.ndarray:
     """How much of each pixel of the enlarged picture the mask covers: (scale * H, scale * W, 1) in [0, 1]."""
     if mask.shape != (image.height, image.width):
@@ -203,12 +202,14 @@ def _coverage(mask: np.ndarray, image: Image.Image, scale: int, blur: float = 0)
     return np.asarray(soft, dtype=np.float32)[..., None] / 255
 
 
-def _outline(mask: np.ndarray, image: Image.Image, scale: int) -> np.ndarray:
-    """A smooth line along the mask's edge, about a 150th of the picture wide: opacity, (H, W, 1) in [0, 1]."""
-    width = max(image.size) * scale / 150
-    blurred = _coverage(mask, image, scale, blur=max(width, 1))
-    # A blurred edge runs from 0 to 1; the line is where it is half way.
-    return (5 * blurred * (1 - blurred) - 0.25).clip(0, 1)
+def _outline(mask: np.ndarray, image: Image.Image, scale: int, width: float) -> np.ndarray:
+    """A smooth line along the mask's edge: opacity (H, W, 1) in [0, 1]. Width 1 is 1/150 of the picture."""
+    width = max(width * max(image.size) * scale / 150, 2.5)  # pixels
+    radius = 0.6 * width
+    blurred = _coverage(mask, image, scale, blur=radius)
+    # Across an edge the blurred mask rises from 0 to 1; its slope turns the rise into a distance in pixels.
+    distance = np.abs(blurred - 0.5) * radius * np.sqrt(2 * np.pi)
+    return (width / 2 - distance + 0.5).clip(0, 1)
 
 
 def _rgb(colour: str) -> np.ndarray:
@@ -217,9 +218,6 @@ def _rgb(colour: str) -> np.ndarray:
 
 def _scale_for(image: Image.Image, side: int = 640) -> int:
     return max(1, round(side / max(image.size)))
-
-
-# --- laying out a figure -----------------------------------------------------------------------------------------
 
 
 def _sheet(
@@ -232,33 +230,41 @@ def _sheet(
 ) -> tuple[Drawing, list[Axes]]:
     """A figure with an empty panel and a wrapped caption per sample. Lengths are inches."""
     if len(samples) != len(predictions) or not len(samples):
-        raise ValueError(
-            f"{len(samples)} samples and {len(predictions)} predictions: need as many, and one or more"
-        )
+        raise ValueError(f"cannot draw {len(samples)} samples with {len(predictions)} predictions")
     columns = min(columns, len(samples))
     rows = -(-len(samples) // columns)
     panel = (width - (columns + 1) * GAP) / columns
-    # A panel is as tall as the tallest picture needs; wider pictures are centred in it.
-    height = panel * min(max(s.image.height / s.image.width for s in samples), 1.25)
-    captions = [textwrap.fill(caption, width=round(panel / 0.078)) for caption in captions]
-    heights = [
-        height + 0.14 + LINE * max(caption.count("\n") + 1 for caption in captions[i : i + columns])
-        for i in range(0, len(captions), columns)
-    ]
+    wrapped = [_wrap(caption, width=round(panel / 0.078)) for caption in captions]
+    aspects = [min(sample.image.height / sample.image.width, 1.25) for sample in samples]
+
+    # A row is as tall as its tallest picture and its longest caption need.
+    starts = range(0, len(samples), columns)
+    pictures = [panel * max(aspects[i : i + columns]) for i in starts]
+    texts = [0.14 + LINE * max(map(len, wrapped[i : i + columns])) for i in starts]
+    heights = [picture + text for picture, text in zip(pictures, texts, strict=True)]
     total = header + sum(heights) + (rows + (not header)) * GAP
 
     figure = Drawing(figsize=(width, total), dpi=DPI, facecolor="white")
     panels = []
-    for i, caption in enumerate(captions):
+    for i, lines in enumerate(wrapped):
         row, column = divmod(i, columns)
         left = GAP + column * (panel + GAP)
-        top = total - (header or GAP) - sum(heights[:row]) - row * GAP
-        axes = figure.add_axes((left / width, (top - height) / total, panel / width, height / total))
+        bottom = total - (header or GAP) - sum(heights[:row]) - row * GAP - pictures[row]
+        place = (left / width, bottom / total, panel / width, pictures[row] / total)
+        axes = figure.add_axes(place, anchor="S")
         axes.set_axis_off()
-        middle, below = (left + panel / 2) / width, (top - height - 0.1) / total
-        figure.text(middle, below, caption, fontsize=9.5, color=INK, ha="center", va="top", linespacing=1.25)
         panels.append(axes)
+        for k, line in enumerate(lines):  # one by one, since matplotlib sets blocks by their ink
+            middle, baseline = left + panel / 2, bottom - 0.22 - k * LINE
+            figure.text(middle / width, baseline / total, line, fontsize=9.5, color=INK, ha="center")
     return figure, panels
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """As few lines as `width` characters allow, and these of like length: no word is left alone."""
+    fewest = len(textwrap.wrap(text, width))
+    narrowest = next(w for w in range(1, width + 1) if len(textwrap.wrap(text, w)) <= fewest)
+    return textwrap.wrap(text, narrowest)
 
 
 def _show(axes: Axes, image: Image.Image) -> None:
@@ -320,8 +326,9 @@ def _quiet(axes: Axes) -> None:
 
 
 def _moving_average(values: np.ndarray, length: int) -> np.ndarray:
-    """The mean of the last `length` values at each point; of fewer at the beginning."""
+    """The mean of about `length` values around each point; of fewer towards both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - length, 0)
+    middles = np.arange(len(values))
+    starts = np.maximum(middles - length // 2, 0)
+    ends = np.minimum(middles + length // 2 + 1, len(values))
     return (sums[ends] - sums[starts]) / (ends - starts)

@@ -5,6 +5,7 @@ from rislib.data.check import Report, check_folder
 from rislib.data.errors import DataError, UnsafePickle
 from rislib.data.masks import box_of_mask, decode_segmentation, encode_mask
 from rislib.data.refcoco import Record, RefDataset, find_datasets, load_refcoco
+from rislib.data.splits import open_split
 from rislib.data.transforms import Geometry, Letterbox, Stretch, geometry_for, to_tensor
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "geometry_for",
     "load_refcoco",
     "make_batch",
+    "open_split",
     "to_tensor",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,16 +28,31 @@ ALLOWED = frozenset(
     """.split()  # noqa: SIM905
 )
 
-# Of each allowed instruction: how many bytes its argument has, or a negative constant of pickletools that
-# says where its length stands.
-_ARGUMENT = {ord(op.code): op.arg.n if op.arg else 0 for op in pickletools.opcodes if op.name in ALLOWED}
-_PREFIX = {
+LARGEST_MEMO = 2**24  # the memo is an array as long as its largest index; RefCOCO's has a million entries
+
+_ARGUMENT = {
+    op.code.encode("latin-1"): op.arg.n if op.arg else 0 for op in pickletools.opcodes if op.name in ALLOWED
+}
+
+
+def _with_argument(length: int) -> bytes:
+    """The allowed instructions whose argument has this length, as a regular expression's character class."""
+    codes = b"".join(code for code, n in _ARGUMENT.items() if n == length and code not in (b".", b"r"))
+    return b"[" + re.escape(codes) + b"]"
+
+
+# A run of instructions of known length: most of a file, too much of it for a loop in Python. LONG_BINPUT
+# ("r") only with an index below LARGEST_MEMO, that is with a highest byte of 0.
+_RUN = re.compile(
+    b"(?:%s|%s.|%s..|%s.{4}|%s.{8}|r...\\x00)*+" % tuple(_with_argument(n) for n in (0, 1, 2, 4, 8)),
+    re.DOTALL,
+)
+_PREFIX = {  # bytes that hold an argument's length, in front of it
     pickletools.TAKEN_FROM_ARGUMENT1: 1,
     pickletools.TAKEN_FROM_ARGUMENT4: 4,
     pickletools.TAKEN_FROM_ARGUMENT4U: 4,
     pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }
-_STOP, _PUT, _LONG_BINPUT = b".pr"
 
 
 def load_pickle(path: Path, name: str | None = None) -> Any:
@@ -82,34 +98,28 @@ def _check_instructions(data: bytes, name: str) -> None:
         UnsafePickle: at one that is not allowed, or a memo index that would fill the memory.
         DataError: if one reaches beyond the file's end, or the last one is missing.
     """
-    start, end = 0, len(data)  # of the instruction; of the file
-    while start < end:
-        opcode = data[start]
-        length = _ARGUMENT.get(opcode)
-        if length is None:
-            problem = f"instruction {chr(opcode)!r} at byte {start} is more than plain data"
-            raise UnsafePickle(problem, file=name)
-        if opcode == _STOP:
+    start = 0
+    while (start := _RUN.match(data, start).end()) < len(data):
+        code, argument = data[start : start + 1], start + 1
+        length = _ARGUMENT.get(code)
+        if code == b".":
             return
-        argument = start + 1
-        if length >= 0:
-            start = argument + length
-        elif length == pickletools.UP_TO_NEWLINE:
-            start = data.find(b"\n", argument) + 1 or end + 1
+        if length is None:
+            raise UnsafePickle(f"instruction {code!r} at byte {start} is more than plain data", file=name)
+        if length >= 0:  # the run has ended before it: either it breaks off, or its index is too large
+            break
+        if length == pickletools.UP_TO_NEWLINE:
+            start = data.find(b"\n", argument) + 1 or len(data)
+            if code == b"p" and not _is_memo_index(data[argument:start]):
+                raise UnsafePickle(f"memo index at byte {argument} is out of all proportion", file=name)
         else:
             text = argument + _PREFIX[length]
             start = text + int.from_bytes(data[argument:text], "little")
-        if opcode in (_LONG_BINPUT, _PUT):
-            _check_memo_index(data[argument:start], opcode, end, name)
+    if data[start : start + 1] == b"r" and len(data) - start > 4:
+        raise UnsafePickle(f"memo index at byte {start + 1} is out of all proportion", file=name)
     raise DataError("the pickle breaks off", file=name)
 
 
-def _check_memo_index(argument: bytes, opcode: int, largest: int, name: str) -> None:
-    """The memo is an array up to its largest index; an honest file never counts beyond its own length."""
-    if opcode == _LONG_BINPUT:
-        index = int.from_bytes(argument, "little")
-    else:
-        digits = argument.strip()
-        index = int(digits) if digits.isdigit() and len(digits) < 20 else largest + 1
-    if index > largest:
-        raise UnsafePickle(f"memo index {argument!r} is out of all proportion", file=name)
+def _is_memo_index(line: bytes) -> bool:
+    digits = line.strip()
+    return digits.isdigit() and len(digits) < 10 and int(digits) < LARGEST_MEMO

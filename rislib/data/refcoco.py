@@ -10,8 +10,10 @@ checked when the index is read, pictures and masks when a sample is taken.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -179,8 +181,9 @@ def load_refcoco(
     Raises:
         DataError: if the index is missing or wrong, or has no such split.
     """
-    objects = read_instances(Path(root), dataset)
-    records = read_references(Path(root), dataset, split_by, objects)
+    with _collector_paused():
+        objects = read_instances(Path(root), dataset)
+        records = read_references(Path(root), dataset, split_by, objects)
     name = f"{dataset} ({split_by})"
     if split is not None:
         splits = sorted({record.split for record in records})
@@ -222,18 +225,15 @@ def read_references(
 ) -> list[Record]:
     """Reads `refs(<split_by>)`. Each fault goes to `on_fault`; if that returns, the reference is left out."""
     file = f"{dataset}/refs({split_by}).json"
+    if not (root / file).exists():
+        file = f"{dataset}/refs({split_by}).p"
     records: list[Record] = []
     with locating(file, on_fault=on_fault):
-        if (root / file).exists():
-            rows = _load_json(root / file)
-        else:
-            file = f"{dataset}/refs({split_by}).p"
-            rows = load_pickle(root / file, file)
-    with locating(file, on_fault=on_fault):
+        rows = _load_json(root / file) if file.endswith(".json") else load_pickle(root / file, file)
         seen: set[int] = set()
         for row, label in _rows(rows, "reference", "ref_id"):
             with locating(file, label, on_fault):
-                records.extend(_read_reference(row, instances, seen))
+                records.extend([*_read_reference(row, instances, seen)])
     return records
 
 
@@ -310,6 +310,18 @@ def _load_json(path: Path) -> Any:
     except (ValueError, RecursionError, MemoryError) as error:
         problem = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise DataError(f"not readable as JSON ({problem})") from error
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Millions of small lists, none of them garbage: the collector would look through all, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _picture_folder(root: Path, dataset: str) -> Path:

@@ -7,6 +7,7 @@ from rislib.evaluation.protocols import (
     PROTOCOLS,
     Protocol,
     predict_masks,
+    score_maps,
     target_mask,
 )
 from rislib.evaluation.report import Report, blinded, evaluate, shuffled
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "intersection_and_union",
     "predict_masks",
+    "score_maps",
     "shuffled",
     "target_mask",
 ]

@@ -37,6 +37,11 @@ class Protocol:
     headline: Literal["mIoU", "oIoU"]  # the metric that papers using this protocol compare
     source: str
 
+    def foreground(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of any shape -> bool."""
+        threshold = np.float32(self.threshold)
+        return scores > threshold if self.strict_threshold else scores >= threshold
+
     def scores(self) -> Scores:
         """Empty scores that count as this protocol does."""
         return Scores(eps=self.eps, strict=self.strict_precision)
@@ -77,25 +82,22 @@ PROTOCOLS = {protocol.name: protocol for protocol in (CRIS_2022, LAVT_2022)}
 
 
 @torch.inference_mode()
-def predict_masks(
+def score_maps(
     logits: Tensor,
     preprocessing: Preprocessing,
     sizes: Sequence[tuple[int, int]],
     protocol: Protocol,
 ) -> list[np.ndarray]:
-    """From a method's logits to masks: the one way there is, for evaluation and for use.
-
-    To see a mask at the picture's own size under a protocol that compares at the network's, pass
-    `dataclasses.replace(protocol, resolution="original")`.
+    """From a method's logits to what the protocol thresholds: probabilities, or resized logits.
 
     Args:
         logits: (B, 1, h, w), of any floating type, on any device.
         preprocessing: of the method that made them.
         sizes: (height, width) of each original picture.
-        protocol: `resolution`, `score`, `resize` and the threshold are used.
+        protocol: `resolution`, `score` and `resize` are used.
 
     Returns:
-        B masks, bool: each (height, width), or (size, size) where the protocol compares at the input's size.
+        B maps, float32: each (height, width), or (size, size) if the protocol compares at the input's size.
 
     Raises:
         ValueError: there are not as many sizes as logits.
@@ -106,11 +108,24 @@ def predict_masks(
     if protocol.score == "probability":
         scores = scores.sigmoid()
     scores = F.interpolate(scores, (preprocessing.size,) * 2, mode=protocol.resize, align_corners=True)
-    maps = scores.squeeze(1).cpu().numpy()  # (B, size, size)
+    maps = list(scores.squeeze(1).cpu().numpy())  # B of (size, size)
     if protocol.resolution == "original":
         maps = [geometry_for(preprocessing, *size).inverse(m) for m, size in zip(maps, sizes, strict=True)]
-    threshold = np.float32(protocol.threshold)
-    return [m > threshold if protocol.strict_threshold else m >= threshold for m in maps]
+    return maps
+
+
+def predict_masks(
+    logits: Tensor,
+    preprocessing: Preprocessing,
+    sizes: Sequence[tuple[int, int]],
+    protocol: Protocol,
+) -> list[np.ndarray]:
+    """From a method's logits to masks: the one way there is, for evaluation and for use.
+
+    Arguments and errors as in `score_maps`; B masks, bool, of the same sizes. To see a mask at the picture's
+    own size under a protocol that compares at the network's, pass `replace(protocol, resolution="original")`.
+    """
+    return [protocol.foreground(scores) for scores in score_maps(logits, preprocessing, sizes, protocol)]
 
 
 def target_mask(mask: np.ndarray, preprocessing: Preprocessing, protocol: Protocol) -> np.ndarray:

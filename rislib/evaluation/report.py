@@ -126,7 +126,7 @@ def shuffled(samples: RefDataset, seed: int = 0) -> RefDataset:
     of its own picture.
 
     Raises:
-        ValueError: some picture finds no expression that is not its own (there is only one, or all say the same).
+        ValueError: some picture finds no expression that is not its own (one picture, or all alike).
     """
     own: dict[int, list[str]] = {}
     for record in samples.records:

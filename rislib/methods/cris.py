@@ -333,10 +333,10 @@ def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
         towers.load_weights(clip, shipped("clip-rn"))
     mini = {
         "size": 128,
-        "neck_widths": (64, 128, 256),
+        "neck_widths": (48, 96, 192),
         "decoder_layers": 2,
         "decoder_heads": 4,
-        "decoder_ffn": 512,
-        "projector_width": 96,
+        "decoder_ffn": 384,
+        "projector_width": 64,
     }
     return CRIS(clip, tokenizer, **(mini | options))

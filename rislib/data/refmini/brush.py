@@ -8,7 +8,9 @@ fourth band, so a picture and its masks come from the same strokes and cannot di
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from PIL import Image, ImageChops, ImageDraw
@@ -47,7 +49,8 @@ def mix(a: RGB, b: RGB, percent: int) -> RGB:
 
 
 def tones(colour: RGB, mark: RGB = (255, 252, 246)) -> Tones:
-    return Tones(colour, mix(colour, (40, 24, 60), 16), mix(colour, (255, 250, 235), 28), mark)
+    """The colour itself, and what shade and light make of it."""
+    return Tones(colour, mix(colour, (40, 24, 60), 16), mix(colour, (255, 250, 235), 20), mark)
 
 
 TONES = {name: tones(rgb) for name, rgb in PALETTE.items()} | {
@@ -55,6 +58,17 @@ TONES = {name: tones(rgb) for name, rgb in PALETTE.items()} | {
     "yellow": tones(PALETTE["yellow"], mark=(142, 84, 30)),
     "black": Tones(PALETTE["black"], (26, 26, 34), (70, 70, 84), (244, 240, 232)),
 }
+
+
+class Print(NamedTuple):
+    """What is printed on a shape."""
+
+    pattern: str  # one of scene.PATTERNS
+    mark: RGB
+    slant: int = 0  # how much stripes rise, in percent
+
+
+PLAIN = Print("plain", PALETTE["black"])
 
 
 class Brush:
@@ -76,56 +90,41 @@ class Brush:
         # Pillow's shapes include their last pixel: 1.0 is the last one inside.
         self.width, self.height = max(right - left, 2) - 1, max(bottom - top, 2) - 1
         self.left, self.top = left, top
-        self.x0, self.dx = (left, self.width) if faces == 1 else (left + self.width, -self.width)
+        self.x0, self.dx = (left, self.width) if faces == 1 else (left + self.width, self.width)
 
-    def polygon(
-        self,
-        points: Sequence[Point],
-        colour: RGB,
-        pattern: str = "plain",
-        mark: RGB = PALETTE["black"],
-        slant: int = 0,
-    ) -> None:
-        pixels = self._pixels(points)
-        self.pen.polygon(pixels, fill=(*colour, self.number))
-        if pattern != "plain":
-            self._print(lambda pen, shift: pen.polygon(shift(pixels), fill=255), pattern, mark, slant)
+    def polygon(self, points: Sequence[Point], colour: RGB, printed: Print = PLAIN) -> None:
+        self._fill("polygon", self._pixels(points), colour, printed)
 
-    def soft(
-        self,
-        points: Sequence[Point],
-        colour: RGB,
-        pattern: str = "plain",
-        mark: RGB = PALETTE["black"],
-        slant: int = 0,
-    ) -> None:
+    def soft(self, points: Sequence[Point], colour: RGB, printed: Print = PLAIN) -> None:
         """A closed smooth curve inside the polygon of `points`; a point named twice pulls it closer."""
-        rounds = 2 if self.height < 260 else 4
-        self.polygon(_chaikin(tuple(points), rounds), colour, pattern, mark, slant)
+        self.polygon(_round_off(tuple(points), self._rounds()), colour, printed)
 
     def ellipse(
-        self, left: float, top: float, right: float, bottom: float, colour: RGB,
-        pattern: str = "plain", mark: RGB = PALETTE["black"], slant: int = 0,
-    ) -> None:  # fmt: skip
-        pixels = self._corners(left, top, right, bottom)
-        self.pen.ellipse(pixels, fill=(*colour, self.number))
-        if pattern != "plain":
-            self._print(lambda pen, shift: pen.ellipse(shift(pixels), fill=255), pattern, mark, slant)
+        self, left: float, top: float, right: float, bottom: float, colour: RGB, printed: Print = PLAIN
+    ) -> None:
+        self._fill("ellipse", self._corners(left, top, right, bottom), colour, printed)
 
     def circle(self, x: float, y: float, radius: float, colour: RGB) -> None:
         """A true circle; `radius` in heights of the box."""
-        px, py, r = self.x0 + round(x * self.dx), self.top + round(y * self.height), self._length(radius)
-        self.pen.ellipse((px - r, py - r, px + r, py + r), fill=(*colour, self.number))
+        (px, py), r = self._pixels([(x, y)]), self._length(radius)
+        self._fill("ellipse", [px - r, py - r, px + r, py + r], colour)
 
     def box(
-        self, left: float, top: float, right: float, bottom: float, colour: RGB, corner: float = 0.0,
-        pattern: str = "plain", mark: RGB = PALETTE["black"], slant: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        left: float,
+        top: float,
+        right: float,
+        bottom: float,
+        colour: RGB,
+        corner: float = 0.0,
+        printed: Print = PLAIN,
+    ) -> None:
         """An upright rectangle; `corner` is the radius of its corners in heights of the box."""
         pixels, radius = self._corners(left, top, right, bottom), self._length(corner)
-        self._box(self.pen, pixels, radius, (*colour, self.number))
-        if pattern != "plain":
-            self._print(lambda pen, shift: self._box(pen, shift(pixels), radius, 255), pattern, mark, slant)
+        if radius < 2:
+            self._fill("rectangle", pixels, colour, printed)
+        else:
+            self._fill("rounded_rectangle", pixels, colour, printed, radius=radius)
 
     def line(self, points: Sequence[Point], width: float, colour: RGB) -> None:
         """A line with round ends and joints; `width` in heights of the box."""
@@ -139,7 +138,14 @@ class Brush:
 
     def curve(self, points: Sequence[Point], width: float, colour: RGB) -> None:
         """A smooth line from the first to the last of `points`."""
-        self.line(_bend(tuple(points), 2 if self.height < 260 else 4), width, colour)
+        self.line(_bend(tuple(points), self._rounds()), width, colour)
+
+    def around(self, x: float, y: float, radius: float) -> Brush:
+        """A brush with its origin at (x, y), whose unit is `radius` heights of this one's box both ways."""
+        other = copy(self)
+        (other.x0, other.top), other.height = self._pixels([(x, y)]), max(1, self._length(radius))
+        other.dx = other.height if self.dx > 0 else -other.height
+        return other
 
     def _length(self, heights: float) -> int:
         return round(heights * self.height)
@@ -149,35 +155,29 @@ class Brush:
         return [v for x, y in points for v in (x0 + round(x * dx), y0 + round(y * dy))]
 
     def _corners(self, left: float, top: float, right: float, bottom: float) -> list[int]:
-        a, b = self.x0 + round(left * self.dx), self.x0 + round(right * self.dx)
-        return [
-            min(a, b),
-            self.top + round(top * self.height),
-            max(a, b),
-            self.top + round(bottom * self.height),
-        ]
+        x0, y0, x1, y1 = self._pixels([(left, top), (right, bottom)])
+        return [min(x0, x1), y0, max(x0, x1), y1]
 
-    @staticmethod
-    def _box(pen: ImageDraw.ImageDraw, pixels: list[int], radius: int, fill: int | tuple[int, ...]) -> None:
-        if radius < 2:
-            pen.rectangle(pixels, fill=fill)
-        else:
-            pen.rounded_rectangle(pixels, radius, fill=fill)
+    def _rounds(self) -> int:
+        """How often corners are cut until a curve looks smooth."""
+        return 2 if self.height < 260 else 4
 
-    def _print(self, draw, pattern: str, mark: RGB, slant: int) -> None:
-        """Print a pattern on the shape that `draw` draws."""
-        size = (self.width + 1, self.height + 1)
-        offsets = (self.left, self.top)
-        shape = Image.new("L", size)
-        draw(ImageDraw.Draw(shape), lambda pixels: [v - offsets[i % 2] for i, v in enumerate(pixels)])
+    def _fill(self, shape: str, pixels: list[int], colour: RGB, printed: Print = PLAIN, **how: int) -> None:
+        getattr(self.pen, shape)(pixels, fill=(*colour, self.number), **how)
+        if printed.pattern == "plain":
+            return
+        origin, size = (self.left, self.top), (self.width + 1, self.height + 1)
+        stencil = Image.new("L", size)
+        inside = [v - origin[i % 2] for i, v in enumerate(pixels)]
+        getattr(ImageDraw.Draw(stencil), shape)(inside, fill=255, **how)
         # No finer than what a picture of 128 pixels can show.
         period = max(round(self.canvas.width * 0.04), self._length(0.1))
-        print_ = _pattern(pattern, *size, period, slant)
-        self.canvas.paste((*mark, self.number), offsets, ImageChops.darker(shape, print_))
+        sheet = _sheet(printed.pattern, *size, period, printed.slant)
+        self.canvas.paste((*printed.mark, self.number), origin, ImageChops.darker(stencil, sheet))
 
 
 @lru_cache(maxsize=1024)
-def _pattern(pattern: str, width: int, height: int, period: int, slant: int) -> Image.Image:
+def _sheet(pattern: str, width: int, height: int, period: int, slant: int) -> Image.Image:
     """White stripes or spots on black; stripes rise by `slant` percent."""
     sheet = Image.new("L", (width, height))
     pen = ImageDraw.Draw(sheet)
@@ -194,7 +194,7 @@ def _pattern(pattern: str, width: int, height: int, period: int, slant: int) -> 
 
 
 @lru_cache(maxsize=4096)
-def _chaikin(points: tuple[Point, ...], rounds: int) -> tuple[Point, ...]:
+def _round_off(points: tuple[Point, ...], rounds: int) -> tuple[Point, ...]:
     """Cut the corners of a closed polygon, again and again (Chaikin 1974): a quadratic B-spline."""
     for _ in range(rounds):
         pairs = zip(points, points[1:] + points[:1], strict=True)
@@ -206,11 +206,11 @@ def _chaikin(points: tuple[Point, ...], rounds: int) -> tuple[Point, ...]:
 def _bend(points: tuple[Point, ...], rounds: int) -> tuple[Point, ...]:
     """The same for an open line, which keeps its ends."""
     for _ in range(rounds):
-        pairs = zip(points, points[1:], strict=False)
-        inner = tuple(p for a, b in pairs for p in (between(a, b, 0.25), between(a, b, 0.75)))
+        inner = tuple(p for a, b in pairwise(points) for p in (between(a, b, 0.25), between(a, b, 0.75)))
         points = (points[0], *inner[1:-1], points[-1])
     return points
 
 
 def between(a: Point, b: Point, t: float) -> Point:
+    """`a` at t = 0, `b` at t = 1."""
     return (a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t)

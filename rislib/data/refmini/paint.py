@@ -59,7 +59,7 @@ def paint(scene: Scene, size: int = 128) -> Painting:
     return Painting(canvas.reduce(FINE).convert("RGB"), masks)
 
 
-@lru_cache(maxsize=len(CASTS) * VARIANTS)
+@lru_cache(maxsize=2 * len(CASTS) * VARIANTS)  # two sizes
 def _backdrop(place: str, size: int, variant: int) -> Image.Image:
     """What does not change between scenes of one place, in one of its variants."""
     canvas = Image.new("RGBX", (size * FINE, size * FINE))

@@ -45,8 +45,9 @@ def _hill(
 
 def _tuft(b: Brush, x: float, y: float, size: float, colour: RGB) -> None:
     b.polygon(
-        [(x - size, y - size * 1.1), (x - size * 0.25, y - size * 0.5), (x, y - size * 1.6), (x + size * 0.25, y - size * 0.5),
-         (x + size, y - size * 1.0), (x + size * 0.3, y), (x - size * 0.3, y)],
+        [(x - size, y - size * 1.1), (x - size * 0.25, y - size * 0.5), (x, y - size * 1.6),
+         (x + size * 0.25, y - size * 0.5), (x + size, y - size),
+         (x + size * 0.3, y), (x - size * 0.3, y)],
         colour,
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ MODELS = {
     "boy": Model("person", 0.35, 0.46),
     "dog": Model("dog", 0.24, 1.25, FUR, ("plain", "spotted")),
     "cat": Model("cat", 0.25, 0.85, FUR, ("plain", "striped")),
-    "bird": Model("bird", 0.18, 1.2, BRIGHT + ("white", "black")),
+    "bird": Model("bird", 0.18, 1.2, (*BRIGHT, "white", "black")),
     "car": Model("car", 0.22, 1.9, VEHICLE, ("plain", "striped")),
     "bus": Model("bus", 0.33, 1.7, VEHICLE),
     "ball": Model("ball", 0.17, 1.0, BRIGHT, PATTERNS),
@@ -47,7 +47,7 @@ MODELS = {
     "umbrella": Model("umbrella", 0.36, 0.95, BRIGHT, PATTERNS),
     "chair": Model("chair", 0.30, 0.68, ("red", "yellow", "green", "blue", "brown", "white")),
     "pot": Model("pot", 0.32, 0.72, ("red", "blue", "white", "brown", "yellow"), ("plain", "striped")),
-    "cup": Model("cup", 0.22, 1.15, BRIGHT + ("white", "black"), PATTERNS),
+    "cup": Model("cup", 0.22, 1.15, (*BRIGHT, "white", "black"), PATTERNS),
     "bottle": Model("bottle", 0.40, 0.36, ("red", "green", "blue", "brown", "white")),
     "apple": Model("fruit", 0.20, 0.95, ("red", "green", "yellow")),
     "pear": Model("fruit", 0.25, 0.72, ("green", "yellow", "brown")),
@@ -136,7 +136,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is painted. Things stand in painting order: what comes later covers what comes before."""
+    """A picture before it is painted. Later things cover earlier ones."""
 
     place: str  # a key of CASTS
     things: tuple[Thing, ...]

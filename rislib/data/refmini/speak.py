@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 from rislib.data.refmini.scene import FRUIT, PEOPLE, Scene, Thing
 
@@ -129,7 +130,7 @@ def _pick(pick: tuple[str, int], found: list[int], scene: Scene) -> list[int]:
     if len(found) < max(2, nth):
         return []
     values = sorted(key(scene.things[i]) for i in found)
-    if any(b - a < gap for a, b in zip(values[:nth], values[1 : nth + 1], strict=False)):
+    if any(b - a < gap for a, b in pairwise(values[: nth + 1])):
         return found
     return [i for i in found if key(scene.things[i]) == values[nth - 1]]
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rislib.data.refmini.brush import RGB, TONES, Brush, Point, Tones, between, mix
+from rislib.data.refmini.brush import RGB, TONES, Brush, Point, Print, Tones, between, mix
 from rislib.data.refmini.scene import Thing
 
 INK: RGB = (44, 38, 48)
@@ -63,32 +63,35 @@ def person(b: Brush, thing: Thing) -> None:
         build = build._replace(head=build.head * 0.91)
     skin = _choose(look, 1009, SKINS)
     hair = _choose(look, 2003, HAIRS if skin[0] > 200 else HAIRS[:2])
-    shirt, legs = TONES[outfit.shirt], TONES[outfit.legs]
     style = int(look * 4001) % 3
-    {"woman": _long_hair, "girl": _pigtails}.get(thing.name, _no_back_hair)(b, build, style, hair)
+    shirt, legs = TONES[outfit.shirt], TONES[outfit.legs]
+    head = b.around(0.5, build.chin - build.head, build.head)
+
+    if thing.name == "woman":
+        _long_hair(head, hair, length=(2.5, 1.8, 1.3)[style])
+    if thing.name == "girl":
+        _pigtails(head, hair, length=(1.5, 1.8, 2.1)[style])
     _legs(b, build, outfit.skirt, legs, skin, _choose(look, 3001, SHOES))
     _arms(b, build, int(look * 5003) % 3, shirt, skin)
     _shirt(b, build, outfit.pattern, shirt, skin)
     if outfit.skirt:
         _skirt(b, build, legs)
-    _head(b, build, skin)
+    _face(head, skin)
     if thing.name == "man" and style == 1:
-        _beard(b, build, hair)
-    {"woman": _parting, "man": _crop, "girl": _fringe, "boy": _mop}[thing.name](b, build, hair)
+        _beard(head, hair)
+    _fringe(head, hair, low={"woman": 1.0, "man": 0.0, "girl": 0.35, "boy": 0.05}[thing.name])
+    if thing.name == "girl":
+        _bobbles(head)
+    if thing.name == "boy":
+        _tufts(head, hair)
     if outfit.hat:
-        {"woman": _sun_hat, "man": _trilby, "girl": _bobble_hat, "boy": _cap}[thing.name](
-            b, build, TONES[outfit.hat]
-        )
+        hat = {"woman": _sun_hat, "man": _trilby, "girl": _bobble_hat, "boy": _cap}[thing.name]
+        hat(head, TONES[outfit.hat])
 
 
 def _wide(b: Brush, heights: float) -> float:
     """A length in heights of the box, in widths of it."""
     return heights * b.height / b.width
-
-
-def _skull(b: Brush, build: Build) -> tuple[float, float, float]:
-    """Radius of the head in heights of the box, its middle, and its radius in widths of the box."""
-    return build.head, build.chin - build.head, _wide(b, build.head)
 
 
 def _legs(b: Brush, build: Build, bare: bool, cloth: Tones, skin: RGB, shoe: RGB) -> None:
@@ -148,148 +151,111 @@ def _shirt(b: Brush, build: Build, pattern: str, shirt: Tones, skin: RGB) -> Non
             (0.5 + w, hip - 0.06), (0.5 + w + 0.01, hip), (0.5 - w - 0.01, hip), (0.5 - w, hip - 0.06),
             (0.5 - s, top + 0.045), (0.5 - s + 0.03, top + 0.018),
         ],
-        shirt.main, pattern, shirt.mark,
+        shirt.main, Print(pattern, shirt.mark),
     )  # fmt: skip
     b.polygon([(0.5 - 0.11, top), (0.5 + 0.11, top), (0.5, top + 0.035)], mix(skin, (120, 50, 50), 12))
 
 
-def _head(b: Brush, build: Build, skin: RGB) -> None:
-    r, y = build.head, build.chin - build.head
-    b.circle(0.5 - _wide(b, r), y + 0.15 * r, r * 0.24, skin)
-    b.circle(0.5 + _wide(b, r), y + 0.15 * r, r * 0.24, skin)
-    b.circle(0.5, y, r, skin)
-    for side in (-1, 1):
-        x = 0.54 + _wide(b, 0.38 * r) * side
-        b.circle(x, y + 0.12 * r, r * 0.12, INK)
-        b.circle(x + _wide(b, 0.18 * r) * side, y + 0.45 * r, r * 0.17, mix(skin, BLUSH, 55))
-    w = _wide(b, r)
-    b.curve(
-        [(0.54 - 0.28 * w, y + 0.5 * r), (0.54, y + 0.78 * r), (0.54 + 0.28 * w, y + 0.5 * r)],
-        r * 0.12, mix(skin, (140, 30, 40), 70),
-    )  # fmt: skip
+# Heads are drawn in radii of the head, from its middle; a hat's top is at HAT_TOP.
+HAT_TOP = -1.45
 
 
-def _cap_of_hair(b: Brush, build: Build, hair: RGB, low: float) -> None:
-    """Hair over the head, and on both sides down to `low`, in radii below the head's middle."""
-    r, y, w = _skull(b, build)
-    b.soft(
+def _face(head: Brush, skin: RGB) -> None:
+    head.circle(-1, 0.15, 0.24, skin)
+    head.circle(1, 0.15, 0.24, skin)
+    head.circle(0, 0, 1, skin)
+    for x in (-0.24, 0.52):  # looking a little to the front
+        head.circle(x, 0.12, 0.12, INK)
+    for x in (-0.42, 0.70):
+        head.circle(x, 0.45, 0.17, mix(skin, BLUSH, 55))
+    head.curve([(-0.14, 0.5), (0.14, 0.78), (0.42, 0.5)], 0.12, mix(skin, (140, 30, 40), 70))
+
+
+def _fringe(head: Brush, hair: RGB, low: float) -> None:
+    """Hair over the head that ends at `low` on both sides."""
+    head.soft(
         [
-            (0.5 - 1.12 * w, y + low * r), (0.5 - 1.25 * w, y - 0.8 * r), (0.5 - 0.6 * w, y - 1.22 * r),
-            (0.5 + 0.6 * w, y - 1.22 * r), (0.5 + 1.25 * w, y - 0.8 * r), (0.5 + 1.12 * w, y + low * r),
-            (0.5 + 0.9 * w, y - 0.35 * r), (0.5 + 0.5 * w, y - 0.62 * r), (0.5 - 0.5 * w, y - 0.30 * r),
-            (0.5 - 0.95 * w, y - 0.2 * r),
+            (-1.12, low), (-1.25, -0.8), (-0.6, -1.22), (0.6, -1.22), (1.25, -0.8), (1.12, low),
+            (0.9, -0.35), (0.5, -0.62), (-0.5, -0.3), (-0.95, -0.2),
         ],
         hair,
     )  # fmt: skip
 
 
-def _no_back_hair(b: Brush, build: Build, style: int, hair: RGB) -> None:
-    pass
-
-
-def _long_hair(b: Brush, build: Build, style: int, hair: RGB) -> None:
-    r, y, w = _skull(b, build)
-    length = (0.44, 0.36, 0.30)[style]
-    dark = mix(hair, (20, 10, 30), 18)
-    b.soft(
+def _long_hair(head: Brush, hair: RGB, length: float) -> None:
+    head.soft(
         [
-            (0.5 - 1.3 * w, length), (0.5 - 1.45 * w, y - 0.6 * r), (0.5 - 0.7 * w, y - 1.22 * r), (0.5 + 0.7 * w, y - 1.22 * r),
-            (0.5 + 1.45 * w, y - 0.6 * r), (0.5 + 1.3 * w, length), (0.5 + 1.1 * w, length + 0.03), (0.5 - 1.1 * w, length + 0.03),
+            (-1.3, length), (-1.45, -0.6), (-0.7, -1.22), (0.7, -1.22), (1.45, -0.6), (1.3, length),
+            (1.1, length + 0.25), (-1.1, length + 0.25),
         ],
-        dark,
+        mix(hair, (20, 10, 30), 18),
     )  # fmt: skip
 
 
-def _pigtails(b: Brush, build: Build, style: int, hair: RGB) -> None:
-    r, y, w = _skull(b, build)
+def _pigtails(head: Brush, hair: RGB, length: float) -> None:
     for side in (-1, 1):
-        x = 0.5 + side * 1.05 * w
-        b.soft(
-            [(x - 0.02 * side, y - 0.35 * r), (x + 0.34 * w * side, y - 0.6 * r), (0.5 + side * 0.5, y + 0.5 * r),
-             (x + 0.3 * w * side, y + (1.5 + 0.3 * style) * r), (x, y + 0.7 * r)],
+        x = 1.05 * side
+        head.soft(
+            [(x, -0.35), (1.39 * side, -0.6), (1.48 * side, 0.5), (1.35 * side, length), (x, 0.7)],
             hair,
-        )  # fmt: skip
+        )
 
 
-def _parting(b: Brush, build: Build, hair: RGB) -> None:
-    _cap_of_hair(b, build, hair, low=1.0)
+def _bobbles(head: Brush) -> None:
+    for x in (-1.08, 1.08):
+        head.circle(x, -0.25, 0.2, (236, 96, 120))
 
 
-def _fringe(b: Brush, build: Build, hair: RGB) -> None:
-    _cap_of_hair(b, build, hair, low=0.35)
-    r, y, w = _skull(b, build)
-    for side in (-1, 1):
-        b.circle(0.5 + side * 1.08 * w, y - 0.25 * r, r * 0.2, (236, 96, 120))
+def _tufts(head: Brush, hair: RGB) -> None:
+    head.polygon([(0.2, -0.6), (0.5, -0.2), (0.8, -0.7)], hair)
+    head.polygon([(-0.3, -0.6), (-0.1, -0.3), (0.2, -0.7)], hair)
 
 
-def _crop(b: Brush, build: Build, hair: RGB) -> None:
-    _cap_of_hair(b, build, hair, low=0.0)
-
-
-def _mop(b: Brush, build: Build, hair: RGB) -> None:
-    _cap_of_hair(b, build, hair, low=0.05)
-    r, y, w = _skull(b, build)
-    b.soft([(0.5 - 0.3 * w, 0.05), (0.5, 0.0), (0.5 + 0.5 * w, -0.01), (0.5 + 0.3 * w, 0.05)], hair)
-    b.polygon(
-        [(0.5 + 0.2 * w, y - 0.6 * r), (0.5 + 0.5 * w, y - 0.2 * r), (0.5 + 0.8 * w, y - 0.7 * r)], hair
-    )
-
-
-def _beard(b: Brush, build: Build, hair: RGB) -> None:
-    r, y, w = _skull(b, build)
-    b.soft(
+def _beard(head: Brush, hair: RGB) -> None:
+    head.soft(
         [
-            (0.5 - 1.1 * w, y), (0.5 - 0.95 * w, y + 0.5 * r), (0.5 - 0.3 * w, y + 0.3 * r), (0.5 + 0.3 * w, y + 0.3 * r),
-            (0.5 + 0.95 * w, y + 0.5 * r), (0.5 + 1.1 * w, y), (0.5 + 1.05 * w, y + 1.0 * r), (0.5 + 0.4 * w, y + 1.35 * r),
-            (0.5 - 0.4 * w, y + 1.35 * r), (0.5 - 1.05 * w, y + 1.0 * r),
+            (-1.1, 0.0), (-0.95, 0.5), (-0.3, 0.3), (0.3, 0.3), (0.95, 0.5), (1.1, 0.0),
+            (1.05, 1.0), (0.4, 1.35), (-0.4, 1.35), (-1.05, 1.0),
         ],
         hair,
     )  # fmt: skip
-    b.box(0.54 - 0.25 * w, y + 0.58 * r, 0.54 + 0.25 * w, y + 0.74 * r, (214, 110, 104), 0.01)
+    head.box(-0.15, 0.58, 0.35, 0.74, (214, 110, 104), 0.08)
 
 
-def _sun_hat(b: Brush, build: Build, cloth: Tones) -> None:
-    r, y, w = _skull(b, build)
-    b.ellipse(0.5 - 1.75 * w, y - 0.95 * r, 0.5 + 1.75 * w, y - 0.1 * r, cloth.dark)
-    b.ellipse(0.5 - 1.75 * w, y - 1.0 * r, 0.5 + 1.75 * w, y - 0.25 * r, cloth.main)
-    b.box(0.5 - 1.08 * w, 0.0, 0.5 + 1.08 * w, y - 0.55 * r, cloth.main, 0.065)
-    b.box(0.5 - 1.08 * w, y - 0.80 * r, 0.5 + 1.08 * w, y - 0.58 * r, cloth.dark)
+def _sun_hat(head: Brush, cloth: Tones) -> None:
+    head.ellipse(-1.75, -0.95, 1.75, -0.1, cloth.dark)
+    head.ellipse(-1.75, -1.0, 1.75, -0.25, cloth.main)
+    head.box(-1.08, HAT_TOP, 1.08, -0.55, cloth.main, 0.55)
+    head.box(-1.08, -0.8, 1.08, -0.58, cloth.dark)
 
 
-def _trilby(b: Brush, build: Build, cloth: Tones) -> None:
-    r, y, w = _skull(b, build)
-    b.soft(
-        [(0.5 - 1.3 * w, y - 0.3 * r), (0.5 - 1.3 * w, y - 0.8 * r), (0.5 - 0.9 * w, -0.02), (0.5 - 0.1 * w, 0.01), (0.5 + 0.8 * w, -0.03),
-         (0.5 + 1.3 * w, y - 0.8 * r), (0.5 + 1.3 * w, y - 0.3 * r)],
+def _trilby(head: Brush, cloth: Tones) -> None:
+    head.soft(
+        [
+            (-1.3, -0.3), (-1.3, -0.8), (-0.9, HAT_TOP - 0.05), (-0.1, HAT_TOP + 0.12), (0.8, HAT_TOP - 0.12),
+            (1.3, -0.8), (1.3, -0.3),
+        ],
         cloth.main,
     )  # fmt: skip
-    b.box(0.5 - 1.14 * w, y - 0.74 * r, 0.5 + 1.14 * w, y - 0.45 * r, cloth.dark)
-    b.ellipse(0.5 - 1.62 * w, y - 0.62 * r, 0.5 + 1.62 * w, y - 0.2 * r, cloth.main)
+    head.box(-1.14, -0.74, 1.14, -0.45, cloth.dark)
+    head.ellipse(-1.62, -0.62, 1.62, -0.2, cloth.main)
 
 
-def _bobble_hat(b: Brush, build: Build, cloth: Tones) -> None:
-    r, y, w = _skull(b, build)
-    b.soft(
-        [(0.5 - 1.2 * w, y - 0.2 * r), (0.5 - 1.3 * w, y - 0.9 * r), (0.5 - 0.8 * w, 0.04), (0.5 + 0.8 * w, 0.04),
-         (0.5 + 1.3 * w, y - 0.9 * r), (0.5 + 1.2 * w, y - 0.2 * r)],
+def _bobble_hat(head: Brush, cloth: Tones) -> None:
+    head.soft(
+        [(-1.2, -0.2), (-1.3, -0.9), (-0.8, -1.18), (0.8, -1.18), (1.3, -0.9), (1.2, -0.2)],
         cloth.main,
-    )  # fmt: skip
-    b.circle(0.5, 0.045, 0.045, cloth.light)
-    b.box(0.5 - 1.16 * w, y - 0.58 * r, 0.5 + 1.16 * w, y - 0.2 * r, cloth.dark, 0.02)
+    )
+    head.circle(0, HAT_TOP + 0.31, 0.31, cloth.light)
+    head.box(-1.16, -0.58, 1.16, -0.2, cloth.dark, 0.14)
 
 
-def _cap(b: Brush, build: Build, cloth: Tones) -> None:
-    r, y, w = _skull(b, build)
-    b.soft(
-        [(0.5 - 1.2 * w, y - 0.15 * r), (0.5 - 1.3 * w, y - 0.8 * r), (0.5 - 0.8 * w, 0.0), (0.5 + 0.8 * w, 0.0),
-         (0.5 + 1.3 * w, y - 0.8 * r), (0.5 + 1.2 * w, y - 0.15 * r)],
+def _cap(head: Brush, cloth: Tones) -> None:
+    head.soft(
+        [(-1.2, -0.15), (-1.3, -0.8), (-0.8, HAT_TOP), (0.8, HAT_TOP), (1.3, -0.8), (1.2, -0.15)],
         cloth.main,
-    )  # fmt: skip
-    b.soft(
-        [(0.5, y - 0.62 * r), (0.5 + 1.0 * w, y - 0.7 * r), (0.5 + 1.75 * w, y - 0.35 * r), (0.5 + 1.7 * w, y - 0.15 * r),
-         (0.5 - 0.2 * w, y - 0.22 * r)],
-        cloth.dark,
-    )  # fmt: skip
+    )
+    head.soft([(0.0, -0.62), (1.0, -0.7), (1.66, -0.35), (1.62, -0.15), (-0.2, -0.22)], cloth.dark)
 
 
 # --- animals --------------------------------------------------------------------------------
@@ -303,7 +269,7 @@ def dog(b: Brush, thing: Thing) -> None:
     b.soft(
         [(0.08, 0.40), (0.2, 0.39), (0.45, 0.43), (0.62, 0.30), (0.78, 0.40), (0.74, 0.72), (0.64, 0.80),
          (0.42, 0.70), (0.20, 0.78), (0.07, 0.70)],
-        fur.main, thing.pattern, fur.mark,
+        fur.main, Print(thing.pattern, fur.mark),
     )  # fmt: skip
     for x in (0.14, 0.63):
         b.box(x, 0.58, x + 0.115, 1.0, fur.main, 0.055)
@@ -321,10 +287,11 @@ def dog(b: Brush, thing: Thing) -> None:
 def cat(b: Brush, thing: Thing) -> None:
     fur = TONES[thing.colour]
     dark = fur.dark if thing.colour != "black" else fur.light
-    b.curve([(0.70, 0.93), (1.02, 0.98), (0.94, 0.72), (0.93, 0.55)], 0.085, fur.dark)
+    b.curve([(0.70, 0.92), (0.96, 0.965), (0.935, 0.74), (0.935, 0.56)], 0.085, fur.dark)
     b.soft(
-        [(0.30, 0.34), (0.62, 0.34), (0.80, 0.66), (0.90, 0.90), (0.86, 1.03), (0.5, 1.0), (0.08, 1.03), (0.10, 0.85), (0.16, 0.60)],
-        fur.main, thing.pattern, fur.mark,
+        [(0.30, 0.34), (0.62, 0.34), (0.80, 0.66), (0.90, 0.90), (0.86, 1.01), (0.5, 1.0),
+         (0.08, 1.01), (0.10, 0.85), (0.16, 0.60)],
+        fur.main, Print(thing.pattern, fur.mark),
     )  # fmt: skip
     b.box(0.25, 0.62, 0.63, 1.0, fur.main, 0.12)
     for x in (0.24, 0.46):
@@ -360,8 +327,8 @@ def bird(b: Brush, thing: Thing) -> None:
     b.polygon([(0.0, 0.36), (0.0, 0.52), (0.30, 0.72), (0.36, 0.50)], plume.dark)
     b.polygon([(0.86, 0.17), (1.0, 0.29), (0.84, 0.36)], horn)
     b.soft(
-        [(0.12, 0.50), (0.36, 0.42), (0.48, 0.10), (0.60, -0.03), (0.84, -0.03), (0.95, 0.18), (0.88, 0.42), (0.86, 0.74),
-         (0.64, 0.90), (0.34, 0.86)],
+        [(0.12, 0.50), (0.36, 0.42), (0.48, 0.10), (0.60, 0.0), (0.84, 0.0), (0.95, 0.18), (0.88, 0.42),
+         (0.86, 0.74), (0.64, 0.90), (0.34, 0.86)],
         plume.main,
     )  # fmt: skip
     b.soft([(0.84, 0.38), (0.84, 0.72), (0.62, 0.86), (0.46, 0.82), (0.66, 0.66)], plume.light)
@@ -393,7 +360,7 @@ def car(b: Brush, thing: Thing) -> None:
     b.polygon([(0.48, 0.42), (0.48, 0.10), (0.615, 0.10), (0.74, 0.42)], GLASS)
     b.polygon([(0.27, 0.42), (0.34, 0.10), (0.40, 0.10), (0.33, 0.42)], GLASS_LIGHT)
     b.polygon([(0.53, 0.42), (0.56, 0.10), (0.60, 0.10), (0.60, 0.42)], GLASS_LIGHT)
-    b.box(0.0, 0.40, 1.0, 0.86, paint.main, 0.15, thing.pattern, paint.mark, 60)
+    b.box(0.0, 0.40, 1.0, 0.86, paint.main, 0.15, Print(thing.pattern, paint.mark, 60))
     b.box(0.0, 0.74, 1.0, 0.86, paint.dark, 0.05)
     b.line([(0.46, 0.44), (0.46, 0.72)], 0.02, paint.dark)
     b.box(0.38, 0.50, 0.44, 0.54, paint.dark, 0.01)
@@ -428,7 +395,7 @@ def bus(b: Brush, thing: Thing) -> None:
 def ball(b: Brush, thing: Thing) -> None:
     rubber = TONES[thing.colour]
     b.ellipse(0.0, 0.0, 1.0, 1.0, rubber.dark)
-    b.ellipse(0.0, 0.0, 0.95, 0.93, rubber.main, thing.pattern, rubber.mark, 40)
+    b.ellipse(0.0, 0.0, 0.95, 0.93, rubber.main, Print(thing.pattern, rubber.mark, 40))
     b.ellipse(0.19, 0.13, 0.38, 0.28, rubber.light)
     if thing.pattern == "plain":
         b.curve([(0.30, 0.93), (0.62, 0.66), (0.94, 0.62)], 0.035, rubber.dark)
@@ -440,7 +407,9 @@ def kite(b: Brush, thing: Thing) -> None:
     for x, y in ((0.56, 0.755), (0.42, 0.87)):
         b.polygon([(x - 0.10, y - 0.04), (x, y), (x - 0.10, y + 0.04)], cloth.main)
         b.polygon([(x + 0.10, y - 0.04), (x, y), (x + 0.10, y + 0.04)], cloth.dark)
-    b.polygon([(0.5, 0.0), (1.0, 0.27), (0.5, 0.70), (0.0, 0.27)], cloth.main, thing.pattern, cloth.mark, 0)
+    b.polygon(
+        [(0.5, 0.0), (1.0, 0.27), (0.5, 0.70), (0.0, 0.27)], cloth.main, Print(thing.pattern, cloth.mark)
+    )
     if thing.pattern == "plain":
         b.polygon([(0.5, 0.0), (1.0, 0.27), (0.5, 0.27)], cloth.light)
         b.polygon([(0.0, 0.27), (0.5, 0.27), (0.5, 0.70)], cloth.dark)
@@ -453,8 +422,9 @@ def balloon(b: Brush, thing: Thing) -> None:
     b.curve([(0.5, 0.70), (0.62, 0.80), (0.38, 0.88), (0.52, 0.99)], 0.02, (120, 106, 110))
     b.polygon([(0.5, 0.64), (0.60, 0.735), (0.40, 0.735)], rubber.dark)
     b.soft(
-        [(0.28, -0.03), (0.72, -0.03), (1.03, 0.12), (1.04, 0.42), (0.72, 0.66), (0.5, 0.72), (0.28, 0.66), (-0.04, 0.42), (-0.03, 0.12)],
-        rubber.main, thing.pattern, rubber.mark,
+        [(0.28, 0.0), (0.72, 0.0), (1.0, 0.12), (1.0, 0.42), (0.72, 0.66),
+         (0.5, 0.72), (0.28, 0.66), (0.0, 0.42), (0.0, 0.12)],
+        rubber.main, Print(thing.pattern, rubber.mark),
     )  # fmt: skip
     b.soft([(0.94, 0.16), (1.0, 0.40), (0.70, 0.62), (0.48, 0.69), (0.74, 0.52), (0.90, 0.36)], rubber.dark)
     b.ellipse(0.17, 0.11, 0.34, 0.25, rubber.light)
@@ -466,7 +436,7 @@ _ARC = tuple((round(math.cos(math.pi * i / 16), 3), round(math.sin(math.pi * i /
 def umbrella(b: Brush, thing: Thing) -> None:
     cloth = TONES[thing.colour]
     b.line([(0.5, 0.30), (0.5, 0.90)], 0.032, (150, 112, 84))
-    b.curve([(0.5, 0.88), (0.5, 0.98), (0.64, 1.02), (0.66, 0.90)], 0.042, (110, 74, 54))
+    b.curve([(0.5, 0.88), (0.5, 0.975), (0.64, 0.995), (0.66, 0.90)], 0.042, (110, 74, 54))
     b.line([(0.5, 0.012), (0.5, 0.08)], 0.026, (110, 74, 54))
     striped = thing.pattern == "striped"
     canopy = ((0.5, cloth.main), (0.3, cloth.mark if striped else cloth.light), (0.1, cloth.main))
@@ -478,7 +448,7 @@ def umbrella(b: Brush, thing: Thing) -> None:
             (0.5 - half + 0.05 * i, 0.46 if i % 4 == 0 else 0.425) for i in range(1, round(half * 40))
         ]
         pattern = thing.pattern if thing.pattern == "spotted" else "plain"
-        b.polygon(top + scallops, colour, pattern, cloth.mark)
+        b.polygon(top + scallops, colour, Print(pattern, cloth.mark))
 
 
 # --- furniture and table ware ---------------------------------------------------------------
@@ -507,14 +477,16 @@ def _leaf(b: Brush, foot: Point, tip: Point, width: float, colour: RGB) -> None:
 def pot(b: Brush, thing: Thing) -> None:
     clay = TONES[thing.colour]
     leaves = (
-        ((-0.05, 0.32), LEAF_DARK), ((1.05, 0.34), LEAF_DARK), ((0.06, 0.08), LEAF), ((0.94, 0.07), LEAF),
-        ((0.30, -0.01), LEAF_LIGHT), ((0.72, 0.01), LEAF_DARK), ((0.5, -0.025), LEAF),
+        ((0.0, 0.32), LEAF_DARK), ((1.0, 0.34), LEAF_DARK), ((0.06, 0.08), LEAF), ((0.94, 0.07), LEAF),
+        ((0.30, 0.02), LEAF_LIGHT), ((0.72, 0.03), LEAF_DARK), ((0.5, 0.0), LEAF),
     )  # fmt: skip
     for tip, colour in leaves:
         _leaf(b, (0.5, 0.62), tip, 0.28, colour)
     for tip in ((0.06, 0.08), (0.94, 0.07), (0.5, -0.02)):
         b.line([(0.5, 0.58), between((0.5, 0.62), tip, 0.86)], 0.012, LEAF_LIGHT)
-    b.polygon([(0.13, 0.60), (0.87, 0.60), (0.76, 1.0), (0.24, 1.0)], clay.main, thing.pattern, clay.mark)
+    b.polygon(
+        [(0.13, 0.60), (0.87, 0.60), (0.76, 1.0), (0.24, 1.0)], clay.main, Print(thing.pattern, clay.mark)
+    )
     b.polygon([(0.73, 0.62), (0.865, 0.62), (0.76, 1.0), (0.65, 1.0)], clay.dark)
     b.box(0.06, 0.51, 0.94, 0.64, clay.main, 0.03)
     b.box(0.13, 0.625, 0.87, 0.652, clay.dark)
@@ -524,8 +496,9 @@ def cup(b: Brush, thing: Thing) -> None:
     glaze = TONES[thing.colour]
     b.curve([(0.72, 0.32), (0.96, 0.22), (0.96, 0.74), (0.66, 0.80)], 0.10, glaze.dark)
     b.soft(
-        [(0.0, 0.10), (0.0, 0.10), (0.80, 0.10), (0.80, 0.10), (0.79, 0.75), (0.66, 1.0), (0.60, 1.005), (0.20, 1.005), (0.14, 1.0), (0.01, 0.75)],
-        glaze.main, thing.pattern, glaze.mark,
+        [(0.0, 0.10), (0.0, 0.10), (0.80, 0.10), (0.80, 0.10), (0.79, 0.75),
+         (0.66, 1.0), (0.60, 1.005), (0.20, 1.005), (0.14, 1.0), (0.01, 0.75)],
+        glaze.main, Print(thing.pattern, glaze.mark),
     )  # fmt: skip
     b.polygon(
         [(0.68, 0.14), (0.79, 0.12), (0.78, 0.62), (0.66, 0.92), (0.58, 0.98), (0.66, 0.62)], glaze.dark
@@ -538,8 +511,9 @@ def cup(b: Brush, thing: Thing) -> None:
 def bottle(b: Brush, thing: Thing) -> None:
     glass = TONES[thing.colour]
     b.soft(
-        [(0.32, 0.04), (0.32, 0.04), (0.68, 0.04), (0.68, 0.04), (0.66, 0.26), (0.86, 0.34), (1.0, 0.40), (1.0, 0.48), (1.0, 1.0), (0.99, 1.005), (0.9, 1.005),
-         (0.1, 1.005), (0.01, 1.005), (0.0, 1.0), (0.0, 0.48), (0.0, 0.40), (0.14, 0.34), (0.34, 0.26)],
+        [(0.32, 0.04), (0.32, 0.04), (0.68, 0.04), (0.68, 0.04), (0.66, 0.26), (0.86, 0.34), (1.0, 0.40),
+         (1.0, 0.48), (1.0, 1.0), (0.99, 1.005), (0.9, 1.005), (0.1, 1.005),
+         (0.01, 1.005), (0.0, 1.0), (0.0, 0.48), (0.0, 0.40), (0.14, 0.34), (0.34, 0.26)],
         glass.main,
     )  # fmt: skip
     b.box(0.82, 0.48, 0.96, 0.96, glass.dark, 0.02)
@@ -559,15 +533,16 @@ def apple(b: Brush, thing: Thing) -> None:
     skin = TONES[thing.colour]
     b.curve([(0.5, 0.32), (0.48, 0.16), (0.57, 0.02)], 0.05, WOOD)
     for inset, colour in ((0.0, skin.dark), (0.06, skin.main)):
-        right, low = 1.05 - inset, 1.05 - inset * 0.7
+        right, low = 1.0 - inset, 1.0 - inset * 0.7
         b.soft(
-            [(0.5, 0.30), (0.32, 0.17), (0.06, 0.17), (-0.05, 0.40), (-0.01, 0.74), (0.18, low), (0.36, low), (0.5, low - 0.035),
-             (0.64 - inset / 2, low), (right - 0.22, low), (right - 0.05, 0.74), (right, 0.40), (right - 0.10, 0.17), (0.68, 0.17)],
+            [(0.5, 0.30), (0.32, 0.17), (0.06, 0.17), (0.0, 0.40), (0.0, 0.74), (0.18, low),
+             (0.36, low), (0.5, low - 0.035), (0.64 - inset / 2, low), (right - 0.22, low),
+             (right, 0.74), (right, 0.40), (right - 0.10, 0.17), (0.68, 0.17)],
             colour,
         )  # fmt: skip
     b.soft([(0.34, 0.24), (0.66, 0.24), (0.56, 0.34), (0.44, 0.34)], skin.dark)
     b.line([(0.5, 0.29), (0.495, 0.2)], 0.05, WOOD)
-    _leaf(b, (0.53, 0.16), (0.94, 0.02), 0.34, LEAF)
+    _leaf(b, (0.53, 0.17), (0.92, 0.05), 0.30, LEAF)
     b.ellipse(0.13, 0.30, 0.29, 0.50, skin.light)
 
 
@@ -575,25 +550,26 @@ def pear(b: Brush, thing: Thing) -> None:
     skin = TONES[thing.colour]
     b.curve([(0.5, 0.18), (0.48, 0.07), (0.57, 0.015)], 0.036, WOOD)
     for inset, colour in ((0.0, skin.dark), (0.08, skin.main)):
-        right, low = 1.06 - inset, 1.06 - inset * 0.5
+        right, low = 1.0 - inset, 1.0 - inset * 0.5
         b.soft(
-            [(0.5, 0.105), (0.31, 0.11), (0.27, 0.30), (0.20, 0.44), (-0.06, 0.58), (-0.05, 0.90), (0.20, low), (0.5, low - 0.05),
-             (right - 0.26, low), (right, 0.90), (right, 0.58), (0.80 - inset, 0.44), (0.73 - inset, 0.30), (0.69 - inset, 0.11)],
+            [(0.5, 0.105), (0.31, 0.11), (0.27, 0.30), (0.20, 0.44), (0.0, 0.58), (0.0, 0.90),
+             (0.16, low), (0.34, low), (0.5, low - 0.03), (right - 0.36, low), (right - 0.18, low),
+             (right, 0.90), (right, 0.58), (0.80 - inset, 0.44), (0.73 - inset, 0.30), (0.69 - inset, 0.11)],
             colour,
         )  # fmt: skip
-    _leaf(b, (0.53, 0.10), (1.0, 0.02), 0.28, LEAF)
+    _leaf(b, (0.53, 0.11), (0.97, 0.06), 0.24, LEAF)
     b.ellipse(0.15, 0.56, 0.31, 0.76, skin.light)
 
 
 def banana(b: Brush, thing: Thing) -> None:
     skin = TONES[thing.colour]
-    outer = [(0.0, 0.30), (0.04, 0.70), (0.25, 1.04), (0.60, 1.08), (0.88, 0.72), (0.95, 0.30), (0.97, 0.04)]
-    inner = [(0.89, 0.04), (0.82, 0.34), (0.64, 0.56), (0.36, 0.56), (0.12, 0.40), (0.05, 0.20)]
+    outer = [(0.0, 0.30), (0.04, 0.70), (0.25, 1.0), (0.60, 1.0), (0.90, 0.72), (0.98, 0.30), (1.0, 0.04)]
+    inner = [(0.92, 0.04), (0.84, 0.34), (0.64, 0.56), (0.36, 0.56), (0.12, 0.40), (0.05, 0.20)]
     b.soft(outer + inner, skin.dark)
-    ridge = [(0.05, 0.55), (0.25, 0.84), (0.58, 0.88), (0.82, 0.62), (0.92, 0.28), (0.94, 0.06)]
+    ridge = [(0.05, 0.55), (0.25, 0.83), (0.58, 0.86), (0.84, 0.62), (0.95, 0.28), (0.97, 0.06)]
     b.soft([(0.01, 0.32), *ridge, *inner], skin.main)
     b.curve([(0.14, 0.48), (0.36, 0.66), (0.62, 0.66), (0.78, 0.48)], 0.04, skin.light)
-    b.line([(0.935, 0.05), (0.93, 0.14)], 0.09, WOOD)
+    b.line([(0.967, 0.045), (0.96, 0.14)], 0.09, WOOD)
     b.circle(0.045, 0.30, 0.05, WOOD)
 
 

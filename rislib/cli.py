@@ -1,0 +1,170 @@
+"""The command line: `python -m rislib --help`. Thin: it opens things, calls one function, writes a record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Referring image segmentation from the papers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Draw RefMini; check any dataset in RefCOCO's layout.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Data = Annotated[str, typer.Option(help="refmini, refmini+, refminig, or a folder in RefCOCO's layout.")]
+Blind = Annotated[bool, typer.Option("--blind", help="Replace every expression by the same word.")]
+
+
+@data_app.command("check")
+def data_check(folder: Path) -> None:
+    """Read everything in FOLDER; print counts per split, a line per fault; exit status 1 if there are any."""
+    from rislib.data.check import check_folder
+
+    report = check_folder(folder)
+    for line in report.lines():
+        typer.echo(line)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@data_app.command("build")
+def data_build(
+    name: Annotated[str, typer.Argument(help="The only world that can be drawn: refmini.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    flavour: Annotated[str, typer.Option(help="refmini, refmini+ or refminig.")] = "refmini",
+    seed: Annotated[int, typer.Option(help="Worlds of different seeds share no scene.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 128,
+    train: Annotated[int, typer.Option(help="References to train on.")] = 24_000,
+    val: Annotated[int, typer.Option(help="References in each of val, testA, testB.")] = 1_200,
+) -> None:
+    """Draw a world and write it in RefCOCO's layout."""
+    from rislib.data.refmini import build_refmini
+
+    if name != "refmini":
+        raise typer.BadParameter(f"only refmini can be drawn, not {name!r}")
+    typer.echo(build_refmini(out, flavour, seed=seed, size=size, train=train, val=val))
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="cris")],
+    out: Annotated[Path, typer.Option(help="The run's folder.")],
+    data: Data = "refmini",
+    preset: Annotated[str, typer.Option(help="The network's size.")] = "mini",
+    minutes: Annotated[float | None, typer.Option(help="Train by the clock.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Train on so many samples; exactly reproducible.")
+    ] = None,
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was interrupted.")] = False,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="No pretrained encoders.")] = False,
+    blind: Blind = False,
+) -> None:
+    """Train METHOD and keep the run in OUT."""
+    if (minutes is None) == (samples is None):
+        raise typer.BadParameter("say how long: either --minutes or --samples")
+    from rislib.runs import read_log, train_run
+    from rislib.viz import learning_curve
+
+    train_run(
+        method,
+        out=out,
+        data=data,
+        preset=preset,
+        minutes=minutes,
+        samples=samples,
+        seed=seed,
+        resume=resume,
+        from_scratch=from_scratch,
+        blind=blind,
+    )
+    learning_curve(read_log(out)).savefig(out / "learning_curve.png")
+
+
+@app.command()
+def evaluate(
+    run: Path,
+    data: Data = "refmini",
+    split: str = "val",
+    protocol: Annotated[str, typer.Option(help="cris_2022 or lavt_2022.")] = "cris_2022",
+    shuffle_text: Annotated[
+        bool, typer.Option("--shuffle-text", help="Give each picture the expressions of another.")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
+) -> None:
+    """Measure a run and print a table. A run trained blind is measured blind."""
+    from rislib.runs import evaluate_run, provenance
+
+    report = evaluate_run(run, data=data, split=split, protocol=protocol, shuffle_text=shuffle_text)
+    typer.echo(f"\n{data} {split}{', expressions shuffled' if shuffle_text else ''}\n{report.table()}\n")
+    if json_file is not None:
+        asked = {"run": str(run), "data": data, "split": split, "shuffle_text": shuffle_text}
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps({**report.to_json(), **asked, **provenance()}, indent=1) + "\n")
+
+
+@app.command()
+def segment(
+    image: Path,
+    expression: str,
+    run: Annotated[Path, typer.Option(help="A trained run.")],
+    out: Annotated[Path, typer.Option(help="The picture with its mask, PNG.")],
+) -> None:
+    """Find what EXPRESSION refers to in IMAGE."""
+    from PIL import Image
+
+    from rislib.predict import Predictor
+    from rislib.viz import overlay
+
+    picture = Image.open(image).convert("RGB")
+    predictor = Predictor.from_run(run)
+    predictor.set_image(picture)
+    found = predictor.segment(expression)
+    overlay(picture, found.mask, scale=max(1, 512 // max(picture.size))).save(out)
+    typer.echo(f"{out}: {found.mask.sum():,} of {found.mask.size:,} pixels, box {found.box}")
+
+
+@app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(help="clip-rn or clip-vit")],
+    minutes: float = 22,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/weights"),
+    resume: Annotated[bool, typer.Option("--resume")] = False,
+) -> None:
+    """Pretrain the mini encoder NAME, as the shipped one was."""
+    from rislib.pretraining import BUILDERS
+    from rislib.pretraining import pretrain as run
+
+    if name not in BUILDERS:
+        raise typer.BadParameter(f"no encoder {name!r}; there are {', '.join(BUILDERS)}")
+    record = run(name, minutes=minutes, seed=seed, out=out, resume=resume)
+    typer.echo(f"{out / name}.safetensors, retrieval {record['retrieval_percent_of_192']}")
+
+
+@app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(help="Time for training.")] = 5,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
+) -> None:
+    """Draw RefMini, train CRIS on it, measure it, and show what it sees."""
+    from rislib.demo import run_demo
+
+    run_demo(out, minutes=minutes)
+
+
+def main() -> None:
+    """Errors that a user can mend are one line, not a traceback."""
+    from rislib.data import DataError
+
+    try:
+        app()
+    except (DataError, FileNotFoundError, FileExistsError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

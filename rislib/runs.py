@@ -1,0 +1,149 @@
+"""A run is a folder: what was trained, how, and what came of it.
+
+run.json            method, size and options (enough to build it again), data, command, commit, machine
+model.safetensors   the trained weights
+log.jsonl           losses, step by step
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from rislib.data import open_split
+from rislib.evaluation import PROTOCOLS, Report, blinded, evaluate, shuffled
+from rislib.methods import build
+from rislib.nouns import Method
+from rislib.training import MINI, Recipe, fit, git_commit, machine
+
+
+def train_run(
+    method: str,
+    *,
+    out: Path | str,
+    data: str = "refmini",
+    preset: str = "mini",
+    recipe: Recipe = MINI,
+    minutes: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    from_scratch: bool = False,
+    blind: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Train a method by its name on a dataset by its name; returns the run's folder.
+
+    Args:
+        minutes, samples: how long. Exactly one; only a number of samples is exactly reproducible.
+        seed: of the new weights, the order of the samples, and dropout.
+        from_scratch: no pretrained encoders.
+        blind: every expression replaced by the same word, to learn what a picture gives away by itself.
+
+    Raises:
+        ValueError: unknown method or size, or not exactly one budget.
+    """
+    references = open_split(data, "train")
+    references = blinded(references) if blind else references
+    options = {"pretrained": False} if from_scratch else {}
+    torch.manual_seed(seed)
+    network = build(method, preset, **options)
+    record = {
+        "method": method,
+        "preset": preset,
+        "options": options,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "data": data,
+        "blind": blind,
+        "seed": seed,
+        "budget": {"minutes": minutes, "samples": samples},
+        "recipe": asdict(recipe),
+    }
+    _write_record(out, record)
+    run = fit(
+        network,
+        references,
+        recipe,
+        out=out,
+        seed=seed,
+        minutes=minutes,
+        samples_budget=samples,
+        resume=resume,
+        channels_last=True,
+        progress=progress,
+    )
+    _write_record(out, {**record, "samples_seen": run.samples, "seconds": round(run.seconds, 1)})
+    return Path(out)
+
+
+def evaluate_run(
+    run: Path | str,
+    *,
+    data: str = "refmini",
+    split: str = "val",
+    protocol: str = "cris_2022",
+    shuffle_text: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Measure a run. One that was trained blind is measured blind.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: no such protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    method = load_method(run)
+    samples = open_split(data, split)
+    if read_record(run)["blind"]:
+        samples = blinded(samples)
+    if shuffle_text:
+        samples = shuffled(samples)
+    return evaluate(method, samples, PROTOCOLS[protocol], progress=progress)
+
+
+def load_method(run: Path | str) -> Method:
+    """The trained network of a run, in eval mode.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or one whose training has not ended.
+    """
+    record = read_record(run)
+    weights = Path(run) / "model.safetensors"
+    if not weights.exists():
+        raise FileNotFoundError(f"{run} has no model.safetensors yet: finish it with `train ... --resume`.")
+    method = build(record["method"], record["preset"], **{**record["options"], "pretrained": False})
+    method.load_state_dict(load_file(weights))
+    return method.eval()
+
+
+def read_record(run: Path | str) -> dict[str, Any]:
+    """What `run.json` says. Raises FileNotFoundError if the folder holds no run."""
+    path = Path(run) / "run.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{run} is not a run: it has no run.json. `python -m rislib train` makes one."
+        )
+    return json.loads(path.read_text())
+
+
+def read_log(run: Path | str) -> list[dict[str, Any]]:
+    """The training log, one record per logged step."""
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+def provenance() -> dict[str, Any]:
+    """What stands beside every number: the command that made it, the commit, the machine."""
+    return {"command": shlex.join(["rislib", *sys.argv[1:]]), "commit": git_commit(), "machine": machine()}
+
+
+def _write_record(run: Path | str, facts: dict[str, Any]) -> None:
+    Path(run).mkdir(parents=True, exist_ok=True)
+    (Path(run) / "run.json").write_text(json.dumps({**facts, **provenance()}, indent=1) + "\n")

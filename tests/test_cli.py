@@ -1,0 +1,128 @@
+"""The command line, in the forms that README and other programs use, on a network trained for seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rislib.cli import app
+from rislib.data import open_split
+from rislib.data.refmini import paint, sample_scene
+from rislib.predict import Predictor
+
+
+def rislib(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "cris"
+    rislib("train", "cris", "--data", world, "--preset", "mini", "--samples", 64, "--seed", 3, "--out", out)
+    return out
+
+
+def test_data_check_counts_and_finds_faults(world: Path, tmp_path: Path):
+    counts = rislib("data", "check", world)
+    assert "train" in counts and "60" in counts
+    copy = tmp_path / "broken"
+    rislib("data", "build", "refmini", "--flavour", "refmini+", "--seed", 5, "--out", copy, "--train", 6, "--val", 3)
+    picture = next((copy / "images" / "refmini+").glob("*.png"))
+    picture.unlink()
+    assert picture.name in rislib("data", "check", copy, code=1)
+
+
+def test_a_run_says_how_it_was_made(run: Path, world: Path):
+    record = json.loads((run / "run.json").read_text())
+    assert record["method"] == "cris" and record["data"] == str(world) and record["seed"] == 3
+    assert record["samples_seen"] == 64 and record["budget"] == {"minutes": None, "samples": 64}
+    assert {"command", "commit", "machine", "recipe", "parameters"} <= set(record)
+    assert (run / "learning_curve.png").stat().st_size > 1000
+
+
+def test_a_number_of_samples_is_exactly_reproducible(run: Path, world: Path, tmp_path: Path):
+    rislib("train", "cris", "--data", world, "--samples", 64, "--seed", 3, "--out", tmp_path / "again")
+    first, again = load_file(run / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_evaluate_writes_the_promised_keys(run: Path, world: Path, tmp_path: Path):
+    file = tmp_path / "numbers.json"
+    table = rislib("evaluate", run, "--data", world, "--split", "val", "--json", file)
+    numbers = json.loads(file.read_text())
+    assert "cris_2022" in table
+    assert {"oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9", "n", "protocol", "interval", "by_kind"} <= set(numbers)
+    assert numbers["n"] == len(open_split(world, "val")) and numbers["protocol"] == "cris_2022"
+    assert sum(kind["n"] for kind in numbers["by_kind"].values()) == numbers["n"]
+    assert numbers["interval"][0] <= numbers["oIoU"] <= numbers["interval"][1]
+
+    rislib("evaluate", run, "--data", world, "--protocol", "lavt_2022", "--shuffle-text", "--json", file)
+    other = json.loads(file.read_text())
+    assert other["protocol"] == "lavt_2022" and other["shuffle_text"] is True
+
+
+def test_blind_and_from_scratch_runs(world: Path, tmp_path: Path):
+    blind, scratch = tmp_path / "blind", tmp_path / "scratch"
+    rislib("train", "cris", "--data", world, "--samples", 32, "--blind", "--out", blind)
+    rislib("train", "cris", "--data", world, "--samples", 32, "--from-scratch", "--out", scratch)
+    assert json.loads((scratch / "run.json").read_text())["options"] == {"pretrained": False}
+    rislib("evaluate", blind, "--data", world, "--json", tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text())["n"] > 0
+
+
+def test_segment_writes_a_picture(run: Path, tmp_path: Path):
+    picture = tmp_path / "scene.png"
+    paint(sample_scene("cli"), 200).image.save(picture)
+    said = rislib("segment", picture, "the red car on the left", "--run", run, "--out", tmp_path / "answer.png")
+    assert "pixels" in said
+    assert Image.open(tmp_path / "answer.png").size == (400, 400)  # small pictures are shown larger
+
+
+def test_mistakes_are_explained(run: Path, tmp_path: Path):
+    assert "either --minutes or --samples" in rislib("train", "cris", "--out", tmp_path / "r", code=2)
+    with pytest.raises(FileNotFoundError, match="not a run"):
+        CliRunner().invoke(app, ["evaluate", str(tmp_path)], catch_exceptions=False)
+    with pytest.raises(ValueError, match="no protocol"):
+        CliRunner().invoke(app, ["evaluate", str(run), "--protocol", "best"], catch_exceptions=False)
+
+
+def test_predictor_answers_several_expressions_about_one_picture(run: Path):
+    picture = paint(sample_scene("predict"), 160).image.resize((200, 120))
+    predictor = Predictor.from_run(run)
+    with pytest.raises(RuntimeError, match="picture first"):
+        predictor.segment("the dog")
+    predictor.set_image(picture)
+    with pytest.raises(ValueError, match="empty"):
+        predictor.segment("  ")
+    dog, car = predictor.segment("the small dog"), predictor.segment("a red car on the right")
+    assert dog.mask.shape == dog.probability.shape == (120, 200) and dog.mask.dtype == bool
+    assert np.array_equal(dog.mask, dog.probability > np.float32(0.35))
+    assert not np.array_equal(dog.probability, car.probability)
+    again = predictor.segment("the small dog")  # nothing of the expression in between is left
+    assert np.array_equal(dog.probability, again.probability)
+    if dog.box is not None:
+        left, top, width, height = dog.box
+        assert dog.mask[top : top + height, left : left + width].sum() == dog.mask.sum()
+
+
+def test_predictor_equals_evaluation(run: Path, world: Path):
+    """One way from logits to masks: what the Predictor shows is what `evaluate` counts."""
+    from rislib.evaluation import CRIS_2022, evaluate
+    from rislib.evaluation.metrics import Scores
+
+    samples = open_split(world, "testA")
+    predictor, scores = Predictor.from_run(run), Scores(eps=CRIS_2022.eps, strict=True)
+    for sample in samples:
+        predictor.set_image(sample.image)
+        scores.add(predictor.segment(sample.expression).mask, sample.mask, image_id=sample.image_id)
+    report = evaluate(predictor.method, samples, CRIS_2022, batch_size=5, progress=False)
+    assert report.scores.summary()["oIoU"] == pytest.approx(scores.summary()["oIoU"], abs=0.1)

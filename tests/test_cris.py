@@ -1,0 +1,383 @@
+"""CRIS: parity with the published network at full size, everything else on the mini."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from rislib.checkpoints import _CRIS_NAMES, fill, load_published, published_name
+from rislib.encoders.clip import clip_vit_mini
+from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
+from rislib.methods.cris import CRIS, Projector, cris_mini, cris_r50, cris_r101
+from rislib.methods.layers import coordinate_maps, sine_positions, sine_positions_2d
+from rislib.nouns import Batch
+
+REFERENCE = Path(__file__).parent / "reference"
+SENTENCES = ["the red cup", "the left dog", "a dog left of the blue cup", "cup"]
+
+_spec = importlib.util.spec_from_file_location("reference_weights", REFERENCE / "weights.py")
+weights = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(weights)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "words.txt"
+    path.write_text("\n".join(build_vocabulary(SENTENCES)))
+    return path
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Weights and batch statistics that leave nothing at zero or one, in eval mode."""
+    state = model.state_dict()
+    floating = {k: weights.tensor(k, tuple(v.shape)) for k, v in state.items() if v.is_floating_point()}
+    model.load_state_dict(state | floating)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def mini(vocabulary) -> CRIS:
+    return randomise(cris_mini(pretrained=False, vocabulary=vocabulary, dropout=0.0))
+
+
+def mini_batch(model: CRIS, size: int = 128) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    tokens, token_mask = model.tokenize(SENTENCES)
+    mask = (torch.rand(4, 1, size // 32, size // 32, generator=generator) > 0.6).float()
+    return Batch(
+        image=torch.randn(4, 3, size, size, generator=generator),
+        tokens=tokens,
+        token_mask=token_mask,
+        mask=F.interpolate(mask, size=(size, size)),
+    )
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+# --- the published network --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published():
+    """CRIS R50 with the reference weights, and the reference tensors. Two threads, for a minute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    state = weights.state_dict(REFERENCE / "cris_r50.keys.json")
+    model = load_published("cris_r50", {f"module.{k}": v for k, v in state.items()}, dropout=0.0)
+    arrays = np.load(REFERENCE / "cris_r50.npz")
+    yield model, {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
+    torch.set_num_threads(threads)
+
+
+def test_parity_of_the_forward_pass(published):
+    model, reference = published
+    seen = {}
+    neck, pooled = model.neck, model.neck.p5
+    hooks = [
+        neck.register_forward_hook(lambda *a: seen.update(neck_mean=a[2].mean((2, 3)))),
+        pooled.register_forward_pre_hook(lambda *a: seen.update(v5_mean=a[1][0].mean((2, 3)))),
+    ]
+    with torch.no_grad():
+        seen["logits"] = model(weights.image(416), reference["tokens"])
+        text = model.clip.encode_text(reference["tokens"])
+    for hook in hooks:
+        hook.remove()
+    seen |= {"words": text.words, "state": text.sentence}
+    errors = {name: relative_error(value, reference[name]) for name, value in seen.items()}
+    assert len(errors) == 5
+    assert max(errors.values()) < 1e-4, errors
+
+
+def test_parity_of_the_loss_and_of_every_gradient(published):
+    model, reference = published
+    mask = np.random.default_rng([0, 777]).random((2, 1, 416, 416)) > 0.8
+    tokens = reference["tokens"]
+    batch = Batch(weights.image(416), tokens, tokens != 0, torch.from_numpy(mask).float())
+    loss = model.train().losses(batch)["text_to_pixel"]
+    assert loss.item() == pytest.approx(reference["train_loss"].item(), rel=1e-3)
+    loss.backward()
+    norms = {
+        published_name(name, _CRIS_NAMES): p.grad.norm().item()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    expected = json.loads((REFERENCE / "cris_r50.grad_norms.json").read_text())
+    assert norms.keys() == expected.keys()
+    # Batch norm over a batch of two gives each channel +1 and -1: what little gradient comes through is
+    # the rounding of float32. And a bias on attention keys changes no softmax.
+    coarse = ("neck.txt_proj.", "attnpool.k_proj.bias", "in_proj_bias")
+    for name, norm in norms.items():
+        tolerance = 2e-2 if any(part in name for part in coarse) else 1e-3
+        assert norm == pytest.approx(expected[name], rel=tolerance, abs=1e-6), name
+
+
+@pytest.mark.parametrize(("build", "parameters"), [(cris_r50, 146_849_122), (cris_r101, 161_251_682)])
+def test_parameter_counts_are_the_published_ones(build, parameters):
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build().parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("contrastive", "decoder_layers", "millions"),
+    [
+        (False, 0, 131.86),
+        (True, 0, 134.22),
+        (False, 1, 136.07),
+        (True, 1, 138.43),
+        (True, 2, 142.64),
+        (True, 3, 146.85),
+        (True, 4, 151.06),
+    ],
+)
+def test_ablations_have_the_parameter_counts_of_the_papers_table(contrastive, decoder_layers, millions):
+    with torch.device("meta"):
+        model = cris_r50(contrastive=contrastive, decoder_layers=decoder_layers)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def published_state(model: CRIS) -> dict[str, Tensor]:
+    return {published_name(name, _CRIS_NAMES): torch.rand(v.shape) for name, v in model.state_dict().items()}
+
+
+def test_every_published_name_has_its_own_place():
+    keys = json.loads((REFERENCE / "cris_r50.keys.json").read_text())
+    with torch.device("meta"):
+        state = cris_r50().state_dict()
+    ours = {published_name(name, _CRIS_NAMES): list(v.shape) for name, v in state.items()}
+    assert len(ours) == len(state)
+    assert {k: v for k, v in ours.items() if not k.endswith("num_batches_tracked")} == keys
+
+
+def test_removed_renamed_and_misshapen_entries_are_named(vocabulary):
+    model = cris_mini(pretrained=False, vocabulary=vocabulary)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = published_state(model)
+    del state["neck.aggr.0.weight"]
+    state["neck.f5_proj3.0.weight"] = state.pop("neck.f4_proj3.0.weight")
+    state["proj.txt.bias"] = state["proj.txt.bias"][:-1]
+    with pytest.raises(ValueError) as error:
+        fill(model, state, _CRIS_NAMES)
+    lines = str(error.value).splitlines()[1:]
+    assert sorted(line.strip().split(" is ")[0] for line in lines) == [
+        "misshapen: proj.txt.bias",
+        "missing: neck.aggr.0.weight",
+        "missing: neck.f4_proj3.0.weight",
+        "unexpected: neck.f5_proj3.0.weight",
+    ]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} changed although the checkpoint was refused"
+
+
+def test_a_fitting_state_dict_is_copied_whole(vocabulary):
+    model = cris_mini(pretrained=False, vocabulary=vocabulary)
+    state = published_state(model)
+    fill(model, state, _CRIS_NAMES)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[published_name(name, _CRIS_NAMES)].to(tensor.dtype)), name
+
+
+def test_an_unknown_checkpoint_is_refused():
+    with pytest.raises(ValueError, match="cris_r50, cris_r101"):
+        load_published("cris_r18", {})
+
+
+# --- the network ------------------------------------------------------------------------------
+
+
+def test_a_batch_is_the_sum_of_its_samples(mini):
+    batch = mini_batch(mini)
+    image, tokens = batch.image.repeat(2, 1, 1, 1), batch.tokens.roll(1, 0).repeat(2, 1)
+    tokens[4:] = batch.tokens
+    with torch.no_grad():
+        together = mini(image, tokens)
+        alone = torch.cat([mini(image[i : i + 1], tokens[i : i + 1]) for i in range(8)])
+    assert together.shape == (8, 1, 32, 32)
+    assert relative_error(together, alone) < 1e-4
+
+
+def test_padding_changes_no_result(mini):
+    batch = mini_batch(mini)
+    padded = F.pad(batch.tokens, (0, 32 - batch.tokens.shape[1]))
+    with torch.no_grad():
+        a, b = mini(batch.image, batch.tokens), mini(batch.image, padded)
+        unmasked = mini(batch.image, padded, torch.ones_like(padded, dtype=torch.bool))
+    assert relative_error(b, a) < 1e-4
+    assert relative_error(unmasked, a) > 1e-3  # that the words are masked at all
+
+
+def test_one_picture_may_be_asked_twice(mini):
+    batch = mini_batch(mini)
+    with torch.no_grad():
+        features = mini.encode_image(batch.image)
+        first = mini.segment(features, batch.tokens, batch.token_mask)
+        second = mini.segment(features, batch.tokens.flip(0), batch.token_mask.flip(0))
+        assert torch.equal(first, mini(batch.image, batch.tokens, batch.token_mask))
+        assert torch.equal(second, mini(batch.image, batch.tokens.flip(0)))
+    assert relative_error(second, first) > 1e-2  # and the sentence matters
+
+
+def test_a_second_question_costs_less_than_half(mini):
+    batch = mini_batch(mini)
+    with torch.no_grad(), FlopCounterMode(display=False) as picture:
+        features = mini.encode_image(batch.image)
+    with torch.no_grad(), FlopCounterMode(display=False) as sentence:
+        mini.segment(features, batch.tokens, batch.token_mask)
+    assert sentence.get_total_flops() < picture.get_total_flops()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 192)])
+def test_any_size_that_is_a_multiple_of_32(mini, size):
+    tokens, token_mask = mini.tokenize(SENTENCES[:2])
+    with torch.no_grad():
+        assert mini(torch.randn(2, 3, *size), tokens, token_mask).shape == (2, 1, size[0] // 4, size[1] // 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"kernel": "inner_product"},
+        {"contrastive": False},
+        {"decoder_layers": 0},
+        {"contrastive": False, "decoder_layers": 0},
+        {"decoder_layers": 1, "neck_widths": (32, 64, 128), "projector_width": 32},
+    ],
+    ids=str,
+)
+def test_every_ablation_trains_all_of_its_parameters(options, vocabulary):
+    model = randomise(cris_mini(pretrained=False, vocabulary=vocabulary, dropout=0.0, **options)).train()
+    losses = model.losses(mini_batch(model, size=64))
+    assert list(losses) == ["text_to_pixel" if options.get("contrastive", True) else "cross_entropy"]
+    sum(losses.values()).backward()
+    still = {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    }
+    assert still == set()
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["clip.model.logit_scale"]
+
+
+def test_encoder_parameters_are_the_towers_without_their_position_tables(mini):
+    encoder = {id(p) for p in mini.encoder_parameters()}
+    names = {name for name, p in mini.named_parameters() if id(p) in encoder}
+    assert all(name.startswith("clip.") for name in names)
+    left_out = {name for name, _ in mini.named_parameters() if name.startswith("clip.")} - names
+    assert left_out == {"clip.model.positional_embedding", "clip.model.visual.attnpool.positional_embedding"}
+
+
+def test_training_in_bfloat16_agrees_with_float32(vocabulary):
+    model = randomise(cris_mini(pretrained=False, vocabulary=vocabulary, dropout=0.0)).train()
+    model = model.to(memory_format=torch.channels_last)
+    batch = mini_batch(model)
+    exact = model.losses(batch)["text_to_pixel"]
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = model.losses(batch)["text_to_pixel"]
+    coarse.backward()
+    assert coarse.dtype == torch.float32
+    assert coarse.item() == pytest.approx(exact.item(), rel=0.05)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_it_learns_to_obey_the_sentence(vocabulary):
+    """One picture, two sentences, two masks: only the text can tell them apart."""
+    torch.manual_seed(0)
+    model = cris_mini(pretrained=False, vocabulary=vocabulary).train()
+    tokens, token_mask = model.tokenize(["the left dog", "the red cup"])
+    mask = torch.zeros(2, 1, 64, 64)
+    mask[0, :, :, :32] = 1
+    mask[1, :, 32:] = 1
+    batch = Batch(torch.randn(1, 3, 64, 64).expand(2, -1, -1, -1), tokens, token_mask, mask)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = model.losses(batch)["text_to_pixel"]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2  # a network that ignores the sentence stays above 0.34
+
+
+def test_a_single_sample_cannot_be_trained_on(mini):
+    batch = mini_batch(mini)
+    try:
+        with pytest.raises(ValueError, match="2 samples or more"):
+            mini.train()(batch.image[:1], batch.tokens[:1])
+    finally:
+        mini.eval()
+
+
+def test_a_vit_has_no_pyramid(vocabulary):
+    tokenizer = ClipTokenizer(32, vocabulary)
+    with pytest.raises(ValueError, match="ResNet"):
+        CRIS(clip_vit_mini(tokenizer.vocab_size), tokenizer)
+
+
+def test_an_unknown_kernel_is_refused(vocabulary):
+    with pytest.raises(ValueError, match="conv5x5"):
+        cris_mini(pretrained=False, vocabulary=vocabulary, kernel="conv5x5")
+
+
+# --- its parts, against naive loops -----------------------------------------------------------
+
+
+def test_text_to_pixel_loss_equals_a_naive_loop(mini):
+    batch = mini_batch(mini, size=64)
+    with torch.no_grad():
+        loss = mini.losses(batch)["text_to_pixel"].item()
+        logits = mini(batch.image, batch.tokens, batch.token_mask).double()
+    terms = []
+    for b, y, x in np.ndindex(4, 16, 16):
+        p = 1 / (1 + math.exp(-logits[b, 0, y, x].item()))
+        terms.append(-math.log(p) if batch.mask[b, 0, 4 * y, 4 * x] else -math.log(1 - p))
+    assert loss == pytest.approx(sum(terms) / len(terms), rel=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["conv3x3", "inner_product"])
+def test_each_sentence_meets_its_own_pixels(kernel):
+    torch.manual_seed(0)
+    projector = Projector(in_width=8, width=8, sentence_width=5, kernel=kernel).eval()
+    x, sentence = torch.randn(3, 8, 4, 4), torch.randn(3, 5)
+    with torch.no_grad():
+        logits = projector(x, sentence)  # (3, 1, 16, 16)
+        pixels, text = projector.pixels(x), projector.sentence(sentence)
+        for b in range(3):
+            if kernel == "inner_product":
+                expected = sum(text[b, c] * pixels[b, c] for c in range(4))
+            else:
+                expected = F.conv2d(pixels[b : b + 1], text[b, :36].reshape(1, 4, 3, 3), padding=1)[0, 0]
+                expected = expected + text[b, 36]
+            torch.testing.assert_close(logits[b, 0], expected)
+
+
+def test_sine_positions_equal_a_naive_loop():
+    table = sine_positions(7, 6)
+    for position, channel in np.ndindex(7, 6):
+        angle = position / 10000 ** (channel // 2 * 2 / 6)
+        expected = math.cos(angle) if channel % 2 else math.sin(angle)
+        assert table[position, channel].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_positions_of_a_map_are_those_of_x_then_those_of_y():
+    table = sine_positions_2d(3, 5, 8).reshape(3, 5, 8)
+    torch.testing.assert_close(table[2, 4], torch.cat([sine_positions(5, 4)[4], sine_positions(3, 4)[2]]))
+
+
+def test_coordinate_maps_run_from_minus_one_to_one():
+    maps = coordinate_maps(torch.zeros(2, 9, 3, 5))
+    assert maps.shape == (2, 2, 3, 5)
+    assert maps[1, 0, 2].tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert maps[1, 1, :, 2].tolist() == [-1, 0, 1]

@@ -1,0 +1,212 @@
+"""RefMini's scenes and language: what is said denotes exactly what is meant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rislib.data import load_refcoco
+from rislib.data.check import check_folder
+from rislib.data.refmini import FLAVOURS, KINDS, Form, Outfit, Scene, Thing, describe, resolve, sample_scene, speak
+from rislib.data.refmini.build import SPLIT_BY, build_refmini, draw_picture
+from rislib.data.refmini.speak import is_clear, kind_of
+from rislib.encoders import shipped_file
+from rislib.encoders.tokenizers import UNKNOWN, ClipTokenizer
+
+PLACE_WORDS = re.compile(
+    r"\b(left|right|top|bottom|middle|center|corner|front|back|behind|above|below|over|under|next|beside|by|closest"
+    r"|nearest|farthest|furthest|away|first|second|third|2nd|3rd|picture)\b"
+)
+
+
+def thing(name: str, x: float, base: float = 0.8, **looks) -> Thing:
+    plain = {"scale": 1.0, "colour": "red", "pattern": "plain", "outfit": None, "faces": 1, "look": 0.5}
+    return Thing(name=name, x=x, base=base, **(plain | looks))
+
+
+def person(name: str, x: float, hat: str | None = None, shirt: str = "red") -> Thing:
+    return thing(name, x, colour=None, outfit=Outfit(shirt, "plain", "blue", False, hat))
+
+
+STREET = Scene(
+    place="street",
+    things=(
+        thing("car", 0.2),
+        thing("car", 0.5, colour="blue"),
+        thing("car", 0.8, scale=1.4),
+        person("woman", 0.35, hat="red"),
+        person("woman", 0.9, hat="red", shirt="green"),
+        person("man", 0.65),
+    ),
+    seed="by hand",
+)
+
+
+@pytest.mark.parametrize(
+    ("form", "denoted"),
+    [
+        (Form("car"), {0, 1, 2}),
+        (Form("car", colour="blue"), {1}),
+        (Form("car", colour="red"), {0, 2}),
+        (Form("car", size="big"), {2}),
+        (Form("person"), {3, 4, 5}),
+        (Form("woman", wears=("hat", "red")), {3, 4}),
+        (Form("woman", wears=("shirt", "green")), {4}),
+        (Form("person", wears=("hat", None)), {3, 4}),
+        (Form("car", place="left"), {0}),
+        (Form("car", place="middle"), {1}),
+        (Form("car", pick=("left", 2)), {1}),
+        (Form("car", pick=("right", 1)), {2}),
+        (Form("car", colour="red", pick=("left", 2)), {2}),
+        (Form("car", pick=("biggest", 1)), {2}),
+        (Form("car", pick=("left", 4)), set()),
+        (Form("woman", relation=("left of", Form("man"))), {3}),
+        (Form("woman", relation=("left of", Form("car", colour="blue"))), {3}),
+        (Form("man", relation=("right of", Form("woman"))), set()),  # which woman?
+        (Form("dog"), set()),
+    ],
+)
+def test_resolve_by_hand(form: Form, denoted: set[int]):
+    assert resolve(form, STREET) == denoted
+
+
+def test_a_pick_among_equals_denotes_all_of_them():
+    twins = replace(STREET, things=(thing("car", 0.5), thing("car", 0.52), thing("car", 0.9)))
+    assert resolve(Form("car", pick=("left", 1)), twins) == {0, 1, 2}
+    assert resolve(Form("car", pick=("right", 1)), twins) == {2}
+
+
+def test_clear_needs_room_to_spare():
+    """x = 0.35 counts as left, but only just: nobody should have to measure."""
+    scene = replace(STREET, things=(thing("car", 0.1), thing("car", 0.7), thing("dog", 0.35), thing("dog", 0.8)))
+    assert resolve(Form("dog", place="left"), scene) == {2}
+    assert not is_clear(Form("dog", place="left"), scene, 2)
+    assert is_clear(Form("car", place="left"), scene, 0)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_every_expression_denotes_its_target_alone(flavour: str):
+    kinds = Counter()
+    for i in range(120):
+        scene = sample_scene(f"denote/{i}")
+        rng = random.Random(i)
+        for target in range(len(scene.things)):
+            for expression in speak(scene, target, flavour, rng):
+                assert resolve(expression.form, scene) == {target}, (expression, i)
+                assert expression.kind == kind_of(expression.form, scene, target)
+                assert expression.text == expression.text.lower().strip()
+                kinds[expression.kind] += 1
+    expected = set(KINDS) - ({"location", "ordinal", "relation"} if flavour == "refmini+" else set())
+    assert expected <= set(kinds)
+
+
+def test_flavours_differ_as_the_benchmarks_do():
+    sentences = {flavour: [] for flavour in FLAVOURS}
+    for i in range(80):
+        scene = sample_scene(f"flavour/{i}")
+        for flavour in FLAVOURS:
+            rng = random.Random(i)
+            for target in range(len(scene.things)):
+                sentences[flavour] += [e.text for e in speak(scene, target, flavour, rng)]
+    length = {f: np.mean([len(s.split()) for s in texts]) for f, texts in sentences.items()}
+    assert length["refmini+"] < length["refmini"] < 5 < length["refminig"]
+    assert not [s for s in sentences["refmini+"] if PLACE_WORDS.search(s)]
+    assert sum(bool(PLACE_WORDS.search(s)) for s in sentences["refmini"]) > 0.3 * len(sentences["refmini"])
+
+
+def test_scenes_have_two_categories_twice_and_the_cast_that_was_asked_for():
+    enough = 0
+    for i in range(200):
+        counts = Counter(t.category for t in sample_scene(f"cast/{i}").things)
+        enough += sum(n for n in counts.values() if n > 1) >= 4
+        assert Counter(t.category for t in sample_scene(f"cast/{i}", "people").things)["person"] >= 2
+        assert not Counter(t.category for t in sample_scene(f"cast/{i}", "things").things)["person"]
+    assert enough > 180
+
+
+def test_every_word_is_in_the_shipped_vocabulary():
+    tokenizer = ClipTokenizer(32, shipped_file("vocab/refmini.txt"))
+    sentences = []
+    for i in range(300):
+        scene, rng = sample_scene(f"words/{i}"), random.Random(i)
+        sentences.append(describe(scene, rng))
+        for flavour in FLAVOURS:
+            sentences += [e.text for e in speak(scene, i % len(scene.things), flavour, rng)]
+    tokens, _ = tokenizer(sentences)
+    unknown = [s for s, row in zip(sentences, tokens, strict=True) if (row == UNKNOWN).any()]
+    assert not unknown
+
+
+LANGUAGE = """
+import hashlib, random
+from rislib.data.refmini import FLAVOURS, sample_scene, speak
+digest = hashlib.sha256()
+for i in range(40):
+    scene = sample_scene(f"golden/{i}")
+    digest.update(repr(scene).encode())
+    for flavour in FLAVOURS:
+        for target in range(len(scene.things)):
+            digest.update(repr(speak(scene, target, flavour, random.Random(i))).encode())
+print(digest.hexdigest())
+"""
+
+
+def test_golden_scenes_and_sentences():
+    """The same in every process, on every machine, for every hash seed. A change here makes another world."""
+    run = [sys.executable, "-c", LANGUAGE]
+    digests = {
+        subprocess.run(run, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert digests == {GOLDEN}
+
+
+GOLDEN = "9fa6cc45631fa8b9d58ee85b0914d623d4b22b126b5149ef122d8999d237e94e"
+
+
+def test_a_world_on_disk_is_what_was_drawn(world):
+    assert check_folder(world).ok
+    data = load_refcoco(world, "refmini", SPLIT_BY, "train", instances=True)
+    assert len(data.by_reference()) == 60
+    seeds = {i["id"]: i["scene"] for i in json.loads((world / "refmini/instances.json").read_text())["images"]}
+    for sample in list(data)[:20]:
+        picture = draw_picture(seeds[sample.image_id].removeprefix("scene/"), "train", "refmini", 128)
+        assert np.array_equal(sample.image, picture.painting.image)
+        assert any(np.array_equal(sample.mask, mask) for mask in picture.painting.masks)
+        assert sample.instances.shape[1:] == (128, 128)
+        assert sample.kind in KINDS
+
+
+def test_splits_share_no_scene_and_hold_what_they_should(world):
+    instances = json.loads((world / "refmini/instances.json").read_text())
+    assert len({image["scene"] for image in instances["images"]}) == len(instances["images"])
+    for split, people in (("testA", True), ("testB", False)):
+        categories = {r.category for r in load_refcoco(world, "refmini", SPLIT_BY, split).records}
+        assert ("person" in categories) == people
+        assert not people or categories == {"person"}
+
+
+def test_the_same_seed_gives_the_same_files_and_another_does_not(world, tmp_path):
+    def digest(root) -> str:
+        files = sorted(p for p in root.rglob("*") if p.is_file())
+        return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()
+
+    again = build_refmini(tmp_path / "again", seed=7, train=60, val=12, progress=False)
+    other = build_refmini(tmp_path / "other", seed=8, train=60, val=12, progress=False)
+    assert digest(world) == digest(again) != digest(other)
+
+
+def test_a_world_is_not_drawn_over_another(world):
+    with pytest.raises(FileExistsError, match="not empty"):
+        build_refmini(world, progress=False)
+    with pytest.raises(ValueError, match="unknown flavour 'refcoco'"):
+        build_refmini(world, "refcoco", progress=False)

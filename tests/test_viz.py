@@ -1,0 +1,180 @@
+"""Pictures, checked where a pixel or an artist can tell right from wrong."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rislib import viz
+from rislib.nouns import Sample
+
+RGB = {colour: tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in (viz.PREDICTION, viz.TRUTH)}
+
+
+def square(top: int, left: int, side: int = 40, size: int = 100) -> np.ndarray:
+    mask = np.zeros((size, size), dtype=bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def sample(expression: str, mask: np.ndarray) -> Sample:
+    image = Image.new("RGB", mask.shape[::-1], (60, 120, 60))
+    return Sample(image, expression, mask, 0, 0, 0, 0, "val", "thing")
+
+
+def nearly(pixel, colour, tolerance: int = 4) -> bool:
+    return bool(np.abs(np.subtract(pixel, colour, dtype=int)).max() <= tolerance)
+
+
+@pytest.fixture
+def three():
+    truths = [square(10, 10), square(10, 50), square(50, 10)]
+    expressions = ["left box", "the long red box that stands to the right of all of the others", "box"]
+    samples = [sample(e, t) for e, t in zip(expressions, truths, strict=True)]
+    return samples, [truths[0], square(30, 50), square(50, 55)]
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_overlay_tints_outlines_and_dims(scale):
+    image = Image.new("RGB", (100, 100), (60, 120, 60))
+    drawn = np.asarray(viz.overlay(image, square(30, 30), scale=scale))
+    assert drawn.shape == (100 * scale, 100 * scale, 3)
+    inside, outside = drawn[50 * scale, 50 * scale].astype(int), drawn[5 * scale, 5 * scale].astype(int)
+    assert inside[0] > 60 and inside[1] < 120  # towards magenta
+    assert outside.sum() > 240 and np.ptp(outside) < 60  # paler and greyer
+    assert any(nearly(pixel, RGB[viz.PREDICTION]) for pixel in drawn[50 * scale, 27 * scale : 34 * scale])
+
+
+def test_overlay_draws_the_truth_as_an_outline_only():
+    image = Image.new("RGB", (100, 100), (60, 120, 60))
+    without = np.asarray(viz.overlay(image, square(10, 10, side=20)))
+    drawn = np.asarray(viz.overlay(image, square(10, 10, side=20), truth=square(50, 50)))
+    assert any(nearly(pixel, RGB[viz.TRUTH]) for pixel in drawn[70, 47:54])
+    assert (drawn[70, 70] == without[70, 70]).all()
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_overlay_of_nothing_and_of_everything_has_no_outline(fill):
+    image = Image.new("RGB", (60, 40), (60, 120, 60))
+    drawn = np.asarray(viz.overlay(image, np.full((40, 60), fill)))
+    assert (drawn == drawn[0, 0]).all()
+
+
+def test_overlay_takes_another_colour():
+    image = Image.new("RGB", (100, 100), (60, 120, 60))
+    drawn = np.asarray(viz.overlay(image, square(30, 30), "#0000ff"))
+    assert any(nearly(pixel, (0, 0, 255)) for pixel in drawn[50, 27:34])
+
+
+def test_a_mask_of_another_size_is_refused(three):
+    with pytest.raises(ValueError, match="does not fit"):
+        viz.overlay(Image.new("RGB", (60, 40)), np.zeros((60, 40), dtype=bool))
+    samples, masks = three
+    with pytest.raises(ValueError, match="does not fit"):
+        viz.contact_sheet(samples, [mask[:50] for mask in masks])
+
+
+def test_contact_sheet_shows_every_sample(three):
+    """A panel, the whole expression and the IoU of each; one legend."""
+    figure = viz.contact_sheet(*three, columns=2, title="A title")
+    assert len(figure.axes) == 3 and len(figure.legends) == 1
+    words = " ".join(text.get_text() for text in figure.texts)
+    assert all(s.expression in words for s in three[0]) and "A title" in words
+    # 40 x 40 pixels shifted by half: 800 shared of 2400; the third overlaps nowhere.
+    assert [axes.texts[0].get_text() for axes in figure.axes] == ["100", "33", "0"]
+
+
+def test_panels_and_captions_stay_on_the_sheet(three):
+    for figure in (viz.contact_sheet(*three, columns=3), viz.hero(*three, columns=2, width=6)):
+        figure.canvas.draw()
+        width, height = figure.bbox.size
+        for artist in [*figure.texts, *figure.axes, *figure.legends]:
+            box = artist.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width + 1 and box.y1 <= height + 1
+
+
+def test_captions_do_not_run_into_pictures(three):
+    figure = viz.hero(*three, columns=1, width=3)
+    figure.canvas.draw()
+    for text in figure.texts:
+        for axes in figure.axes:
+            assert not text.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_hero_quotes_the_expressions_and_needs_no_legend(three):
+    figure = viz.hero(*three)
+    assert not figure.legends and not any(axes.texts for axes in figure.axes)
+    assert "“left box”" in [text.get_text() for text in figure.texts]
+
+
+def test_wide_and_tall_pictures_share_a_sheet():
+    masks = [np.zeros((40, 90), dtype=bool), np.ones((90, 40), dtype=bool)]
+    figure = viz.contact_sheet([sample("wide", masks[0]), sample("tall", masks[1])], masks)
+    figure.savefig(io.BytesIO(), format="png")
+
+
+@pytest.mark.parametrize("draw", [viz.contact_sheet, viz.hero])
+def test_samples_and_predictions_come_in_pairs(draw, three):
+    samples, masks = three
+    for some, others in [(samples, masks[:2]), ([], [])]:
+        with pytest.raises(ValueError, match="cannot draw"):
+            draw(some, others)
+
+
+def test_a_notebook_shows_the_figure_sharp(three):
+    figure = viz.hero(*three, width=5)
+    png, metadata = figure._repr_png_()
+    assert abs(Image.open(io.BytesIO(png)).width - 2 * metadata["width"]) <= 1
+
+
+def test_learning_curve_draws_what_the_log_says():
+    log = [{"step": k, "seconds": 2.0 * k, "loss": 1 / (1 + k), "losses": {"dice": k}} for k in range(50)]
+    log.insert(20, {"step": 20, "oIoU": 31.0})
+    raw, average = viz.learning_curve(log).axes[0].lines
+    assert raw.get_xdata().tolist() == list(range(50))
+    assert raw.get_ydata() == pytest.approx([1 / (1 + k) for k in range(50)])
+    assert len(average.get_xdata()) == 50
+    dice = viz.learning_curve(log, metric="dice", against="seconds", smooth=0).axes[0].lines[1]
+    assert dice.get_xdata().tolist() == [2.0 * k for k in range(50)]
+    assert dice.get_ydata().tolist() == list(range(50))
+
+
+def test_learning_curves_of_several_runs_carry_their_names():
+    runs = {
+        "CRIS": [{"step": 0, "loss": 0.5}],
+        "LAVT": [{"step": 0, "loss": 0.25}, {"step": 9, "loss": None}],
+    }
+    labels = [text.get_text() for text in viz.learning_curve(runs).axes[0].texts]
+    assert labels == ["CRIS 0.5", "LAVT 0.25"]
+
+
+def test_a_metric_that_no_record_has_is_refused():
+    with pytest.raises(ValueError, match="'accuracy'"):
+        viz.learning_curve([{"step": 0, "loss": 0.5}], metric="accuracy")
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 100])
+def test_moving_average_is_a_mean_of_neighbours(length):
+    values = np.random.default_rng(0).normal(size=30)
+    half = length // 2
+    naive = [values[max(i - half, 0) : i + half + 1].mean() for i in range(30)]
+    assert viz._moving_average(values, length) == pytest.approx(naive)
+
+
+@pytest.mark.parametrize("text", ["", "box", "person in green trousers on the left", "Donaudampfschifffahrt"])
+def test_wrapping_loses_no_word_and_balances_lines(text):
+    lines = viz._wrap(text, 26)
+    assert " ".join(lines) == text
+    assert all(len(line) <= 26 for line in lines)
+    assert len(lines) < 2 or min(map(len, lines)) > 13
+
+
+def test_drawing_leaves_pyplot_alone():
+    """Nothing of a user's own plotting changes: pyplot is not even imported."""
+    code = "import sys, rislib.viz; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

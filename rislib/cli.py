@@ -44,7 +44,7 @@ def data_build(
     val: Annotated[int, typer.Option(help="References in each of val, testA, testB.")] = 1_200,
 ) -> None:
     """Draw a world and write it in RefCOCO's layout."""
-    from rislib.data.refmini import build_refmini
+    from rislib.data import build_refmini
 
     if name != "refmini":
         raise typer.BadParameter(f"only refmini can be drawn, not {name!r}")

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -45,10 +45,12 @@ from rislib.nouns import Batch, Method
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method is trained. How long is said to `fit`; all times here are fractions of that.
+    """How a method is trained. How long, `fit` is told; all times here are fractions of that.
+
+    The defaults belong to no paper. With warm-up the first step has rate 0: it only starts Adam's averages.
 
     Raises:
-        ValueError: the warm-up would leave no time for anything else.
+        ValueError: the warm-up would leave no time for anything else, or a choice is unknown.
     """
 
     optimiser: Literal["adamw", "adam"] = "adamw"
@@ -67,6 +69,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is a fraction of the training in [0, 1), not {self.warmup}")
+        for field in ("optimiser", "schedule", "precision"):
+            choices = get_args(get_type_hints(Recipe)[field])
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} is one of {', '.join(choices)}, not {getattr(self, field)!r}")
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress` in [0, 1], as a fraction of `learning_rate`."""
@@ -79,15 +85,13 @@ class Recipe:
             return (1 - after_warmup) ** self.power
         if self.schedule == "multistep":
             return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
-        if self.schedule == "constant":
-            return 1.0
-        raise ValueError(f"unknown schedule {self.schedule!r}")
+        return 1.0
 
 
 MINI = Recipe(
     learning_rate=1e-3, encoder_factor=0.3, weight_decay=0.01, warmup=0.05, batch_size=32, clip_norm=1.0
 )
-"""For the mini world, minutes on two CPU cores: our own choice, from no paper."""
+"""For the mini world, some minutes on two CPU cores. Chosen by us, from no paper."""
 
 
 @dataclass(frozen=True)
@@ -474,26 +478,22 @@ def _restore(
 ) -> tuple[int, float]:
     """Put back what `_checkpoint` saved; steps done and seconds spent. Refuses another run's."""
     with safe_open(file, framework="pt") as stored:
-        facts = {key: json.loads(text) for key, text in stored.metadata().items()}
+        facts = {key: json.loads(text) for key, text in (stored.metadata() or {}).items()}
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     for key, value in json.loads(json.dumps(identity)).items():
-        if facts[key] != value:
-            raise ValueError(f"{file} cannot be resumed: {key} was {facts[key]}, and is {value} now")
+        if facts.get(key) != value:
+            raise ValueError(f"{file} cannot be resumed: {key} was {facts.get(key)}, and is {value} now")
+    weights = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    method.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
     parameters = dict(_named_parameters(optimiser))
-    model = {}
-    for path, tensor in tensors.items():
-        kind, _, name = path.partition(".")
-        if kind == "model":
-            model[name] = tensor
-        else:
-            name, _, key = name.rpartition(".")
-            parameter = parameters[name]
-            # Averages must lie in memory as their parameter does, channels last or not.
-            like = parameter if tensor.shape == parameter.shape else tensor
-            value = torch.empty_like(like, dtype=tensor.dtype, device=parameter.device)
-            optimiser.state[parameter][key] = value.copy_(tensor)
-    method.load_state_dict(model)
-    if accelerator.scaler:
+    for path in tensors.keys() - weights.keys():
+        name, _, key = path.removeprefix("optimiser.").rpartition(".")
+        parameter, tensor = parameters[name], tensors[path]
+        # Averages must lie in memory as their parameter does, channels last or not: fused kernels rely on it.
+        like = parameter if tensor.shape == parameter.shape else tensor
+        value = torch.empty_like(like, dtype=tensor.dtype, device=parameter.device)
+        optimiser.state[parameter][key] = value.copy_(tensor)
+    if accelerator.scaler and facts["scaler"]:
         accelerator.scaler.load_state_dict(facts["scaler"])
     return facts["step"], facts["seconds"]
 

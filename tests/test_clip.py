@@ -133,8 +133,9 @@ def test_vit_patches_are_the_projected_last_block():
 def test_dense_attention_pool_equals_a_naive_loop():
     torch.manual_seed(0)
     pool = towers.clip_rn_mini(50).model.visual.attnpool
-    x = torch.randn(1, 768, 4, 4)
-    width = 768 // pool.num_heads
+    channels = pool.q_proj.in_features
+    x = torch.randn(1, channels, 4, 4)
+    width = channels // pool.num_heads
     with torch.no_grad():
         out = towers.dense_attention_pool(pool, x)
         tokens = [x[0, :, i // 4, i % 4] + pool.positional_embedding[1 + i] for i in range(16)]
@@ -229,7 +230,7 @@ def test_weights_survive_the_file(tmp_path):
 
 def test_weights_of_another_tower_are_refused_by_name(tmp_path):
     save_file(towers.clip_vit_mini(50).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(RuntimeError, match="model.visual.layer1"):
+    with pytest.raises(RuntimeError, match=r"model\.visual\.layer1"):
         towers.load_weights(towers.clip_rn_mini(50), tmp_path / "w.safetensors")
 
 

@@ -5,6 +5,7 @@ from rislib.data.check import Report, check_folder
 from rislib.data.errors import DataError, UnsafePickle
 from rislib.data.masks import box_of_mask, decode_segmentation, encode_mask
 from rislib.data.refcoco import Record, RefDataset, find_datasets, load_refcoco
+from rislib.data.refmini.build import build_refmini, load_refmini
 from rislib.data.splits import open_split
 from rislib.data.transforms import Geometry, Letterbox, Stretch, geometry_for, to_tensor
 
@@ -18,12 +19,14 @@ __all__ = [
     "Stretch",
     "UnsafePickle",
     "box_of_mask",
+    "build_refmini",
     "check_folder",
     "decode_segmentation",
     "encode_mask",
     "find_datasets",
     "geometry_for",
     "load_refcoco",
+    "load_refmini",
     "make_batch",
     "open_split",
     "to_tensor",

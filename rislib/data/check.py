@@ -56,9 +56,7 @@ def check_folder(root: str | Path, *, pixels: bool = True, progress: bool = Fals
     check = _Check()
     datasets = find_datasets(root)
     if not datasets:
-        check.fault(
-            DataError("no dataset: nothing like <dataset>/refs(<split_by>).p or .json", file=root.name)
-        )
+        check.fault(DataError("no <dataset>/refs(<split_by>).p or .json", file=root.name))
     for dataset in sorted({name for name, _ in datasets}):
         instances = read_instances(root, dataset, check.fault)
         referred: set[int] = set()
@@ -106,9 +104,10 @@ class _Check:
 
     def _read_mask(self, instances: Instances, ann_id: int, must_show: bool) -> None:
         try:
-            if not instances.mask(ann_id).any() and must_show:
-                raise DataError(
-                    "a mask without a pixel", instances.file, f"annotation {ann_id}", "segmentation"
-                )
+            empty = not instances.mask(ann_id).any()
         except DataError as error:
             self.fault(error)
+            return
+        if empty and must_show:
+            problem = "no pixel, and sentences refer to it"
+            self.fault(DataError(problem, instances.file, f"annotation {ann_id}", "segmentation"))

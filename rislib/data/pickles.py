@@ -42,7 +42,8 @@ def _with_argument(length: int) -> bytes:
 
 
 # A run of instructions of known length: most of a file, too much of it for a loop in Python. LONG_BINPUT
-# ("r") only with an index below LARGEST_MEMO, that is with a highest byte of 0.
+# ("r") only with an index below LARGEST_MEMO, that is with a highest byte of 0. "*+" keeps no way back,
+# which would take more memory than the file.
 _RUN = re.compile(
     b"(?:%s|%s.|%s..|%s.{4}|%s.{8}|r...\\x00)*+" % tuple(_with_argument(n) for n in (0, 1, 2, 4, 8)),
     re.DOTALL,
@@ -98,25 +99,25 @@ def _check_instructions(data: bytes, name: str) -> None:
         UnsafePickle: at one that is not allowed, or a memo index that would fill the memory.
         DataError: if one reaches beyond the file's end, or the last one is missing.
     """
-    start = 0
-    while (start := _RUN.match(data, start).end()) < len(data):
+    start, end = 0, len(data)
+    while (start := _RUN.match(data, min(start, end)).end()) < end:
         code, argument = data[start : start + 1], start + 1
         length = _ARGUMENT.get(code)
         if code == b".":
             return
         if length is None:
             raise UnsafePickle(f"instruction {code!r} at byte {start} is more than plain data", file=name)
-        if length >= 0:  # the run has ended before it: either it breaks off, or its index is too large
+        if length >= 0:  # why did the run not take it? Its index is too large, or its argument breaks off
+            if code == b"r" and argument + length <= end:
+                raise UnsafePickle(f"memo index at byte {argument} is out of all proportion", file=name)
             break
         if length == pickletools.UP_TO_NEWLINE:
-            start = data.find(b"\n", argument) + 1 or len(data)
+            start = data.find(b"\n", argument) + 1 or end
             if code == b"p" and not _is_memo_index(data[argument:start]):
                 raise UnsafePickle(f"memo index at byte {argument} is out of all proportion", file=name)
         else:
             text = argument + _PREFIX[length]
             start = text + int.from_bytes(data[argument:text], "little")
-    if data[start : start + 1] == b"r" and len(data) - start > 4:
-        raise UnsafePickle(f"memo index at byte {start + 1} is out of all proportion", file=name)
     raise DataError("the pickle breaks off", file=name)
 
 

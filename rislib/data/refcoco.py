@@ -314,7 +314,7 @@ def _load_json(path: Path) -> Any:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Millions of small lists, none of them garbage: the collector would look through all, again and again."""
+    """Millions of small lists, none of them garbage: the collector would search them again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

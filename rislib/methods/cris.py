@@ -26,7 +26,8 @@ What is what, where paper and published code (MIT licence) leave a choice:
     inferred  the classifier of the "no contrastive learning" ablation: one 1x1 convolution (its parameter
               count fits the paper's table)
     ours      logit_scale, which nothing uses, is frozen; Connect and the position tables learn at the full
-              rate, everything else of CLIP at the encoders' (in the code, Connect counts as encoder)
+              rate, everything else of CLIP at the encoders' (in the code, Connect counts as encoder); the
+              optional Dice loss, for trainings of minutes (off unless asked for)
 """
 
 from __future__ import annotations
@@ -43,7 +44,14 @@ from torch.nn import functional as F
 from rislib.encoders import clip as towers
 from rislib.encoders import shipped, shipped_file
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.methods.layers import conv_block, coordinate_maps, sine_positions, sine_positions_2d, upsample
+from rislib.methods.layers import (
+    conv_block,
+    coordinate_maps,
+    dice_loss,
+    sine_positions,
+    sine_positions_2d,
+    upsample,
+)
 from rislib.nouns import Batch, Method, Preprocessing
 
 
@@ -69,6 +77,8 @@ class CRIS(Method):
         projector_width: channels of the projector at stride 8; half of them remain at stride 4.
         kernel: how a sentence meets a pixel, "conv3x3" or "inner_product" (see above).
         contrastive: False puts a classifier that never sees the sentence in its place (ablation "Con.").
+        dice: weight of an additional Dice loss, ours: it spares short trainings the time in which cross
+            entropy on few pixels answers "nothing".
 
     Raises:
         ValueError: `clip` has a ViT as image tower, or `kernel` is unknown.
@@ -88,6 +98,7 @@ class CRIS(Method):
         projector_width: int = 512,
         kernel: Literal["conv3x3", "inner_product"] = "conv3x3",
         contrastive: bool = True,
+        dice: float = 0.0,
     ) -> None:
         super().__init__()
         if not clip.stage_widths:
@@ -111,6 +122,7 @@ class CRIS(Method):
             width, projector_width, sentence_width=clip.embed_dim, kernel=kernel if contrastive else None
         )
         self.contrastive = contrastive
+        self.dice = dice
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)
@@ -140,11 +152,14 @@ class CRIS(Method):
         return self.projector(x, text.sentence)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """{"text_to_pixel": scalar}; without contrastive learning {"cross_entropy": scalar}."""
-        logits = self(batch.image, batch.tokens, batch.token_mask)
-        target = F.interpolate(batch.mask, size=logits.shape[2:], mode="nearest")
-        loss = F.binary_cross_entropy_with_logits(logits.float(), target.float())
-        return {"text_to_pixel" if self.contrastive else "cross_entropy": loss}
+        """{"text_to_pixel": scalar} or, not contrastive, {"cross_entropy": scalar}; perhaps "dice"."""
+        logits = self(batch.image, batch.tokens, batch.token_mask).float()
+        target = F.interpolate(batch.mask, size=logits.shape[2:], mode="nearest").float()
+        name = "text_to_pixel" if self.contrastive else "cross_entropy"
+        losses = {name: F.binary_cross_entropy_with_logits(logits, target)}
+        if self.dice:
+            losses["dice"] = self.dice * dice_loss(logits, target)
+        return losses
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """CLIP's, but for its position tables."""

@@ -54,3 +54,15 @@ def sine_positions_2d(h: int, w: int, width: int, *, device: torch.device | None
     across = sine_positions(w, width // 2, device=device).expand(h, w, -1)
     down = sine_positions(h, width // 2, device=device)[:, None].expand(h, w, -1)
     return torch.cat([across, down], dim=2).flatten(0, 1)
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - 2 |P ∩ T| / (|P| + |T|), mean over samples (Milletari et al., 2016, arXiv 1606.04797).
+
+    logits and target (B, 1, h, w), target in [0, 1] -> scalar in [0, 1]. One pixel is added above and
+    below, so that an empty target is reached by an empty prediction.
+    """
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum(dim=(1, 2, 3))  # (B,)
+    total = (probability + target).sum(dim=(1, 2, 3))  # (B,)
+    return (1 - (2 * overlap + 1) / (total + 1)).mean()

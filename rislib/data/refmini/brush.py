@@ -90,7 +90,7 @@ class Brush:
         # Pillow's shapes include their last pixel: 1.0 is the last one inside.
         self.width, self.height = max(right - left, 2) - 1, max(bottom - top, 2) - 1
         self.left, self.top = left, top
-        self.x0, self.dx = (left, self.width) if faces == 1 else (left + self.width, self.width)
+        self.x0, self.dx = (left, self.width) if faces == 1 else (left + self.width, -self.width)
 
     def polygon(self, points: Sequence[Point], colour: RGB, printed: Print = PLAIN) -> None:
         self._fill("polygon", self._pixels(points), colour, printed)

@@ -30,14 +30,14 @@ from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
 from rislib.nouns import Batch, Preprocessing, Sample
 from rislib.training import Recipe, fit, git_commit, machine
 
-RECIPE = Recipe(learning_rate=2e-3, weight_decay=0.05, warmup=0.05, batch_size=192, clip_norm=1.0)
-BUILDERS = {"clip-rn": clip_rn_mini, "clip-vit": clip_vit_mini}
+RECIPE = Recipe(learning_rate=2e-3, weight_decay=0.05, warmup=0.05, batch_size=128, clip_norm=1.0)
+BUILDERS = {"clip-rn": (clip_rn_mini, 96), "clip-vit": (clip_vit_mini, 128)}  # and the pictures' side, pixels
 
 
 class Contrastive(nn.Module):
     """A CLIP with its loss. Has what `fit` asks of a method."""
 
-    def __init__(self, encoder: ClipEncoder, tokenizer: ClipTokenizer, size: int = 128) -> None:
+    def __init__(self, encoder: ClipEncoder, tokenizer: ClipTokenizer, size: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
@@ -153,7 +153,8 @@ def pretrain(
     """
     torch.manual_seed(seed)
     tokenizer = ClipTokenizer(32, shipped_file("vocab/refmini.txt"), trim=True)
-    model = Contrastive(BUILDERS[name](tokenizer.vocab_size), tokenizer)
+    builder, size = BUILDERS[name]
+    model = Contrastive(builder(tokenizer.vocab_size), tokenizer, size)
     samples = CaptionedScenes(f"train/{seed}", scenes)
     held_out = CaptionedScenes(f"test/{seed}", 1_920, captions=1)
 

@@ -83,7 +83,7 @@ class ClipEncoder(nn.Module):
         visual = self.model.visual
         if not isinstance(visual, ModifiedResNet):
             return self.encode_patches(self.embed_patches(image), (image.shape[2], image.shape[3]))
-        _check_size(image, stride=32)
+        _check_size(image, stride=16 if isinstance(visual.avgpool, nn.Identity) else 32)
         layer2 = visual.layer2(visual.layer1(visual.stem(image)))  # (B, C, H/8, W/8)
         layer3 = visual.layer3(layer2)  # (B, 2C, H/16, W/16)
         layer4 = visual.layer4(layer3)  # (B, 4C, H/32, W/32)
@@ -221,9 +221,15 @@ def clip_vit_b16(pretrained: Literal["openai"] | None = None) -> ClipEncoder:
 
 
 def clip_rn_mini(vocab_size: int) -> ClipEncoder:
-    """A ResNet CLIP for 128 px pictures and up to 32 tokens, random weights."""
-    vision = {"layers": (1, 2, 4, 3), "width": 16, "image_size": 128, "head_width": 32}
-    return _mini(vision, vocab_size)
+    """A ResNet CLIP for 96 px pictures and up to 32 tokens, random weights.
+
+    Its stem does not pool, so that all strides are half of a full-size ResNet's: things in small pictures would
+    otherwise share a cell of the last map.
+    """
+    vision = {"layers": (1, 1, 2, 2), "width": 16, "image_size": 192, "head_width": 32}  # 192 / 32 = 96 / 16
+    encoder = _mini(vision, vocab_size)
+    encoder.model.visual.avgpool = nn.Identity()
+    return encoder
 
 
 def clip_vit_mini(vocab_size: int) -> ClipEncoder:

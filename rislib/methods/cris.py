@@ -347,11 +347,13 @@ def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
     if pretrained:
         towers.load_weights(clip, shipped("clip-rn"))
     mini = {
-        "size": 128,
+        "size": 96,
         "neck_widths": (48, 96, 192),
         "decoder_layers": 2,
-        "decoder_heads": 4,
+        "decoder_heads": 3,
         "decoder_ffn": 384,
+        "dropout": 0.0,
         "projector_width": 64,
+        "dice": 1.0,
     }
     return CRIS(clip, tokenizer, **(mini | options))

@@ -32,26 +32,26 @@ class Model:
 
 
 MODELS = {
-    "woman": Model("person", 0.58, 0.42),
-    "man": Model("person", 0.60, 0.44),
-    "girl": Model("person", 0.46, 0.46),
-    "boy": Model("person", 0.46, 0.46),
-    "dog": Model("dog", 0.32, 1.25, FUR, ("plain", "spotted")),
-    "cat": Model("cat", 0.33, 0.85, FUR, ("plain", "striped")),
-    "bird": Model("bird", 0.25, 1.2, (*BRIGHT, "white", "black")),
-    "car": Model("car", 0.28, 1.9, VEHICLE, ("plain", "striped")),
-    "bus": Model("bus", 0.36, 1.7, VEHICLE),
-    "ball": Model("ball", 0.24, 1.0, BRIGHT, PATTERNS),
-    "kite": Model("kite", 0.36, 0.75, BRIGHT, PATTERNS, flies=True),
-    "balloon": Model("balloon", 0.36, 0.62, BRIGHT, PATTERNS, flies=True),
-    "umbrella": Model("umbrella", 0.46, 0.95, BRIGHT, PATTERNS),
-    "chair": Model("chair", 0.40, 0.68, ("red", "yellow", "green", "blue", "brown", "white")),
-    "pot": Model("pot", 0.40, 0.72, ("red", "blue", "white", "brown", "yellow"), ("plain", "striped")),
-    "cup": Model("cup", 0.30, 1.15, (*BRIGHT, "white", "black"), PATTERNS),
-    "bottle": Model("bottle", 0.52, 0.36, ("red", "green", "blue", "brown", "white")),
-    "apple": Model("fruit", 0.27, 0.95, ("red", "green", "yellow")),
-    "pear": Model("fruit", 0.34, 0.72, ("green", "yellow", "brown")),
-    "banana": Model("fruit", 0.26, 1.45, ("yellow", "green")),
+    "woman": Model("person", 0.64, 0.42),
+    "man": Model("person", 0.66, 0.44),
+    "girl": Model("person", 0.52, 0.46),
+    "boy": Model("person", 0.52, 0.46),
+    "dog": Model("dog", 0.37, 1.25, FUR, ("plain", "spotted")),
+    "cat": Model("cat", 0.38, 0.85, FUR, ("plain", "striped")),
+    "bird": Model("bird", 0.29, 1.2, (*BRIGHT, "white", "black")),
+    "car": Model("car", 0.30, 1.9, VEHICLE, ("plain", "striped")),
+    "bus": Model("bus", 0.38, 1.7, VEHICLE),
+    "ball": Model("ball", 0.28, 1.0, BRIGHT, PATTERNS),
+    "kite": Model("kite", 0.41, 0.75, BRIGHT, PATTERNS, flies=True),
+    "balloon": Model("balloon", 0.41, 0.62, BRIGHT, PATTERNS, flies=True),
+    "umbrella": Model("umbrella", 0.50, 0.95, BRIGHT, PATTERNS),
+    "chair": Model("chair", 0.45, 0.68, ("red", "yellow", "green", "blue", "brown", "white")),
+    "pot": Model("pot", 0.45, 0.72, ("red", "blue", "white", "brown", "yellow"), ("plain", "striped")),
+    "cup": Model("cup", 0.34, 1.15, (*BRIGHT, "white", "black"), PATTERNS),
+    "bottle": Model("bottle", 0.58, 0.36, ("red", "green", "blue", "brown", "white")),
+    "apple": Model("fruit", 0.31, 0.95, ("red", "green", "yellow")),
+    "pear": Model("fruit", 0.39, 0.72, ("green", "yellow", "brown")),
+    "banana": Model("fruit", 0.30, 1.45, ("yellow", "green")),
 }
 CATEGORIES = tuple(dict.fromkeys(model.category for model in MODELS.values()))
 
@@ -70,7 +70,7 @@ CASTS = {
 }
 
 # Bands with gaps between them: nobody has to guess whether a dog is small.
-SIZES = {"small": (0.66, 0.74), "medium": (0.94, 1.06), "big": (1.28, 1.38)}
+SIZES = {"small": (0.66, 0.74), "medium": (0.94, 1.06), "big": (1.26, 1.34)}
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,12 @@ def sample_scene(seed: str, cast: Literal["any", "people", "things"] = "any") ->
         categories.remove("person")
         categories.insert(0, "person")
 
-    wanted = [categories[0]] * rng.choice((2, 3, 3)) + [categories[1]] * rng.choice((2, 2, 3))
+    wanted = [categories[0]] * rng.choice((2, 3)) + [categories[1]] * rng.choice((2, 2, 3))
     wanted += categories[2 : 2 + rng.choice((0, 0, 1))]
     things: list[Thing] = []
     for category in wanted:
         fellows = [thing for thing in things if thing.category == category]
-        for _ in range(40):
+        for _ in range(60):
             thing = _sample_thing(rng, category, place, fellows)
             if _fits(thing, things):
                 things.append(thing)
@@ -180,7 +180,7 @@ def sample_scene(seed: str, cast: Literal["any", "people", "things"] = "any") ->
 def _sample_thing(rng: random.Random, category: str, place: str, fellows: list[Thing]) -> Thing:
     name = rng.choice(NAMES[category])
     # Look-alikes make colour alone insufficient now and then.
-    twin = rng.choice(fellows) if fellows and rng.random() < 0.45 else None
+    twin = rng.choice(fellows) if fellows and rng.random() < 0.35 else None
     if twin is not None and rng.random() < 0.6:
         name = twin.name
     model = MODELS[name]

@@ -99,7 +99,8 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
 ) -> None:
     """Measure a run and print a table. A run trained blind is measured blind."""
-    from rislib.runs import evaluate_run, provenance
+    from rislib.runs import evaluate_run
+    from rislib.training import provenance
 
     report = evaluate_run(run, data=data, split=split, protocol=protocol, shuffle_text=shuffle_text)
     typer.echo(f"\n{data} {split}{', expressions shuffled' if shuffle_text else ''}\n{report.table()}\n")

@@ -9,7 +9,8 @@ from pathlib import Path
 from rislib.data import RefDataset, open_split
 from rislib.evaluation import Report
 from rislib.predict import Predictor
-from rislib.runs import evaluate_run, provenance, read_log, train_run
+from rislib.runs import evaluate_run, read_log, train_run
+from rislib.training import provenance
 from rislib.viz import contact_sheet, learning_curve
 
 

@@ -28,7 +28,7 @@ from rislib.encoders import shipped_file
 from rislib.encoders.clip import MEAN, STD, ClipEncoder, clip_rn_mini, clip_vit_mini
 from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
 from rislib.nouns import Batch, Preprocessing, Sample
-from rislib.training import Recipe, fit, git_commit, machine
+from rislib.training import Recipe, fit, provenance
 
 RECIPE = Recipe(learning_rate=2e-3, weight_decay=0.05, warmup=0.05, batch_size=128, clip_norm=1.0)
 BUILDERS = {"clip-rn": (clip_rn_mini, 96), "clip-vit": (clip_vit_mini, 128)}  # and the pictures' side, pixels
@@ -177,8 +177,7 @@ def pretrain(
         "recipe": {**vars(RECIPE), "minutes": minutes, "scenes": scenes, "seed": seed},
         "samples_seen": run.samples,
         "retrieval_percent_of_192": retrieval_accuracy(model, held_out),
-        "commit": git_commit(),
-        "machine": machine(),
+        **provenance(),
         "curve": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][::20],
     }
     weights = {

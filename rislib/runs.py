@@ -8,8 +8,6 @@ log.jsonl           losses, step by step
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from rislib.data import open_split
 from rislib.evaluation import PROTOCOLS, Report, blinded, evaluate, shuffled
 from rislib.methods import build
 from rislib.nouns import Method
-from rislib.training import MINI, Recipe, fit, git_commit, machine
+from rislib.training import MINI, Recipe, fit, provenance
 
 
 def train_run(
@@ -137,11 +135,6 @@ def read_record(run: Path | str) -> dict[str, Any]:
 def read_log(run: Path | str) -> list[dict[str, Any]]:
     """The training log, one record per logged step."""
     return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
-
-
-def provenance() -> dict[str, Any]:
-    """What stands beside every number: the command that made it, the commit, the machine."""
-    return {"command": shlex.join(["rislib", *sys.argv[1:]]), "commit": git_commit(), "machine": machine()}
 
 
 def _write_record(run: Path | str, facts: dict[str, Any]) -> None:

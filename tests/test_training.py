@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from rislib import training
+from rislib.data import make_batch
 from rislib.nouns import Method, Preprocessing, Sample
-from rislib.training import MINI, Recipe, epoch_order, fit, git_commit, machine, parameter_groups
+from rislib.training import MINI, Recipe, checkpoint, epoch_order, fit, git_commit, machine, parameter_groups
 
 torch.set_num_threads(1)
 
@@ -144,7 +144,7 @@ def child(folder, precision, moment=None):
 
 
 def die_while_saving(moment: str) -> None:
-    save_file, replace_file, calls = training.save_file, os.replace, []
+    save_file, replace_file, calls = checkpoint.save_file, os.replace, []
 
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -163,7 +163,7 @@ def die_while_saving(moment: str) -> None:
         if len(calls) == 3 and moment == "after it is renamed":
             die()
 
-    training.save_file, training.os.replace = torn_save, dying_replace
+    checkpoint.save_file, checkpoint.os.replace = torn_save, dying_replace
 
 
 @pytest.fixture(scope="module")
@@ -457,7 +457,7 @@ def test_loss_goes_down(tmp_path, precision):
     assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:10])
     assert not method.training
     sample = ToyDataset(20)[1]
-    batch = training.make_batch([sample], method.preprocessing, method.tokenize)
+    batch = make_batch([sample], method.preprocessing, method.tokenize)
     with torch.no_grad():
         predicted = method(batch.image, batch.tokens)[0, 0] > 0
     assert (predicted.numpy() == sample.mask).mean() > 0.9

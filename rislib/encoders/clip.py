@@ -27,7 +27,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class ImageFeatures:
     """What a CLIP image tower knows of B pictures. A part that was not asked for is None."""
 
-    stages: tuple[Tensor, ...]  # a ResNet's layer2, layer3, layer4: strides 8, 16, 32. Empty for a ViT
+    stages: tuple[Tensor, ...]  # a ResNet's layer2, layer3, layer4: strides 8, 16, 32 (mini: half); ViT: none
     dense: Tensor | None  # (B, embed_dim, h, w) in the space shared with text; stride 32, or a ViT's patch
     vector: Tensor | None  # (B, embed_dim) in the same space, not normalised
 
@@ -223,8 +223,8 @@ def clip_vit_b16(pretrained: Literal["openai"] | None = None) -> ClipEncoder:
 def clip_rn_mini(vocab_size: int) -> ClipEncoder:
     """A ResNet CLIP for 96 px pictures and up to 32 tokens, random weights.
 
-    Its stem does not pool, so that all strides are half of a full-size ResNet's: things in small pictures would
-    otherwise share a cell of the last map.
+    Its stem does not pool, so that all strides are half of a full-size ResNet's: the things in small
+    pictures would otherwise share a cell of the last map.
     """
     vision = {"layers": (1, 1, 2, 2), "width": 16, "image_size": 192, "head_width": 32}  # 192 / 32 = 96 / 16
     encoder = _mini(vision, vocab_size)

@@ -66,3 +66,66 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (probability * target).sum(dim=(1, 2, 3))  # (B,)
     total = (probability + target).sum(dim=(1, 2, 3))  # (B,)
     return (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+
+class Decoder(nn.Module):
+    """The vision-language decoder: every pixel attends to every pixel, then to the words."""
+
+    def __init__(
+        self, width: int, text_width: int, layers: int, heads: int, ffn: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, text_width, heads, ffn, dropout) for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, words: Tensor, word_mask: Tensor) -> Tensor:
+        """x (B, width, h, w), words (B, L, text_width), word_mask (B, L), True where to look -> like x."""
+        h, w = x.shape[2:]
+        pixel_positions = sine_positions_2d(h, w, x.shape[1], device=x.device)  # (h*w, width)
+        word_positions = sine_positions(*words.shape[1:], device=x.device)  # (L, text_width)
+        x = x.flatten(2).transpose(1, 2)  # (B, h*w, width)
+        for layer in self.layers:
+            x = layer(x, words, word_mask, pixel_positions, word_positions)
+        return self.norm(x).transpose(1, 2).unflatten(2, (h, w))
+
+
+class DecoderLayer(nn.Module):
+    """Norm, attention, norm again, residual: positions go to queries and keys, never to values."""
+
+    def __init__(self, width: int, text_width: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        attention = {"dropout": dropout, "batch_first": True}
+        self.norm1 = nn.LayerNorm(width)
+        self.self_attention = nn.MultiheadAttention(width, heads, **attention)
+        self.self_attention_norm = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.cross_attention = nn.MultiheadAttention(
+            width, heads, kdim=text_width, vdim=text_width, **attention
+        )
+        self.cross_attention_norm = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, ffn), nn.ReLU(), nn.Dropout(dropout), nn.LayerNorm(ffn), nn.Linear(ffn, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, words: Tensor, word_mask: Tensor, pixel_positions: Tensor, word_positions: Tensor
+    ) -> Tensor:
+        """x (B, N, width), words (B, L, text_width) -> (B, N, width)."""
+        normed = self.norm1(x)
+        query = normed + pixel_positions
+        seen, _ = self.self_attention(query, query, normed, need_weights=False)
+        x = x + self.dropout(self.self_attention_norm(seen))
+
+        read, _ = self.cross_attention(
+            self.norm2(x) + pixel_positions,
+            words + word_positions,
+            words,
+            key_padding_mask=~word_mask,
+            need_weights=False,
+        )
+        x = x + self.dropout(self.cross_attention_norm(read))
+        return x + self.dropout(self.ffn(self.norm3(x)))

@@ -1,0 +1,18 @@
+"""Training: one `fit` for all methods, the recipes it follows, and what it writes down."""
+
+from rislib.training.loop import Run, fit
+from rislib.training.order import epoch_order
+from rislib.training.provenance import git_commit, machine, provenance
+from rislib.training.recipe import MINI, Recipe, parameter_groups
+
+__all__ = [
+    "MINI",
+    "Recipe",
+    "Run",
+    "epoch_order",
+    "fit",
+    "git_commit",
+    "machine",
+    "parameter_groups",
+    "provenance",
+]

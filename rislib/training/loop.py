@@ -1,0 +1,239 @@
+"""One `fit` for every method.
+
+Training can be interrupted at any moment, with `kill -9` if need be, and resumed as if nothing had
+happened. Two decisions make that simple:
+
+- Everything random is a function of (seed, step): which sentences a batch holds, what dropout drops.
+  There is no generator whose state would have to be saved.
+- The learning rate is a function of the progress in [0, 1] alone. There is no scheduler either.
+
+What remains is the weights, the optimiser's averages and a few numbers: one safetensors file.
+
+Devices, mixed precision and several processes are left to accelerate. `accelerate launch` starts as
+many processes as there are GPUs; a batch is then shared out between them, so that
+`Recipe.batch_size` is always the batch that one optimiser step sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from rislib.nouns import Batch, Method
+from rislib.training.checkpoint import restore_checkpoint, save_checkpoint, save_tensors
+from rislib.training.log import Clock, Log
+from rislib.training.order import Batches, seed_step
+from rislib.training.recipe import Recipe, parameter_groups
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `fit` did. The folder holds model.safetensors, checkpoint.safetensors and log.jsonl."""
+
+    folder: Path
+    steps: int
+    samples: int
+    seconds: float  # of training, validation and saving, over all resumptions
+
+
+def fit(
+    method: Method,
+    samples: Sequence,
+    recipe: Recipe,
+    *,
+    out: str | Path,
+    seed: int = 0,
+    samples_budget: int | None = None,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 60.0,
+    log_every: int = 10,
+    validate: Callable[[Method], dict[str, float]] | None = None,
+    validations: int = 10,
+    workers: int = 0,
+    channels_last: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Train `method` in place on `samples` and leave it in eval mode, on the device it was trained on.
+
+    An epoch shows every reference once, with one of its sentences at random (as CRIS does in its code).
+    Epochs follow each other without a seam: a batch may end one and begin the next.
+
+    With the same number of processes and threads a resumed run equals an uninterrupted one bit for bit
+    on a CPU; on a GPU after `torch.use_deterministic_algorithms(True)`. That is true of budgets in samples
+    and epochs. With `minutes` the schedule fits itself to the clock, so no two runs are alike.
+
+    Args:
+        samples: a `rislib.data.RefDataset`, or any sequence of `Sample` that has `by_reference()`.
+        out: the run's folder. Without `resume` the training in it is started anew.
+        seed: decides the order, the sentences, and all that is random in a step; not the initial weights.
+        samples_budget, minutes, epochs: how long to train. Exactly one of them. Minutes count validation
+            and saving; they go on where they were when a run is resumed.
+        resume: go on from the folder's checkpoint, if there is one yet.
+        checkpoint_every: seconds between checkpoints. Only the last one is kept.
+        log_every: steps between looks at the losses (and at the time for a checkpoint). Every step is
+            logged, but to read a loss is to wait for the GPU.
+        validate: called with the method in eval mode, by the first process only; its numbers are logged.
+        validations: how many times, at equal distances, the last one at the end.
+        workers: processes that prepare batches; 0 prepares them in between the steps.
+        channels_last: keep pictures and kernels in that memory format; often faster on GPUs.
+
+    Raises:
+        ValueError: not exactly one budget; no samples; a batch that the processes cannot share equally; or
+            a checkpoint to resume from that was made with another seed, recipe, budget or data.
+        FloatingPointError: a loss is not finite. The message names the step and all its losses.
+    """
+    budget = {"samples": samples_budget, "minutes": minutes, "epochs": epochs}
+    references = samples.by_reference()
+    steps = _steps(budget, references=len(references), batch_size=recipe.batch_size)
+    # What a run and its resumption must have in common.
+    identity = {
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "budget": budget,
+        "references": len(references),
+        "sentences": sum(map(len, references)),
+    }
+
+    accelerator = _accelerator(recipe.precision)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    if recipe.batch_size % processes:
+        raise ValueError(f"{processes} processes cannot share a batch of {recipe.batch_size} equally")
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    method.to(accelerator.device, memory_format=memory_format).train()
+    if processes > 1 and accelerator.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    network, optimiser = accelerator.prepare(_Losses(method), _optimiser(method, recipe, accelerator.device))
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / "checkpoint.safetensors"
+    step, seconds = 0, 0.0
+    if resume and checkpoint.exists():
+        step, seconds = restore_checkpoint(checkpoint, method, optimiser, accelerator, identity)
+    elif accelerator.is_main_process:
+        checkpoint.unlink(missing_ok=True)
+    log = Log(folder / "log.jsonl", accelerator, recipe.batch_size, first_step=step)
+    clock = Clock(accelerator, seconds, steps=steps, minutes=minutes)
+    saved_at = seconds
+
+    batches = Batches(samples, method, seed, recipe.batch_size, rank, processes)
+    upcoming = itertools.count(step) if steps is None else range(step, steps)
+    loader = iter(DataLoader(batches, batch_size=None, sampler=upcoming, num_workers=workers))
+    done = clock.progress(step)
+    bar = tqdm(
+        total=1.0,
+        initial=done,
+        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+        disable=not (progress and accelerator.is_main_process),
+    )
+    while done < 1:
+        batch = next(loader).to(accelerator.device)
+        if channels_last:
+            batch = replace(batch, image=batch.image.contiguous(memory_format=memory_format))
+        rate = recipe.rate(done)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["initial_lr"]
+
+        seed_step(seed, step, rank)
+        with _attention(accelerator.device):
+            losses = network(batch)
+        loss = sum(losses.values())
+        optimiser.zero_grad()
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(method.parameters(), recipe.clip_norm or math.inf)
+        optimiser.step()
+
+        step += 1
+        before, done = done, clock.progress(step)
+        log.add(step, clock.local(), rate * recipe.learning_rate, loss, norm, losses)
+        validation_due = validate and math.floor(done * validations) > math.floor(before * validations)
+        if len(log.pending) < log_every and not validation_due and done < 1:
+            continue
+
+        latest = log.write()
+        bar.set_postfix_str(f"loss {latest['loss']:.4g}, {latest['samples_per_second']:.0f} samples/s")
+        bar.update(done - bar.n)
+        if validation_due:
+            numbers = _validate(validate, method, accelerator)
+            log.append({"step": step, "seconds": clock.local(), "validation": numbers})
+        if clock.seconds() - saved_at >= checkpoint_every or done == 1:
+            saved_at = clock.seconds()
+            facts = {**identity, "step": step, "seconds": saved_at}
+            save_checkpoint(checkpoint, method, optimiser, accelerator, facts)
+        log.restart_timer()
+
+    bar.close()
+    method.eval()
+    if accelerator.is_main_process:
+        save_tensors(folder / "model.safetensors", method.state_dict(), {})
+    accelerator.wait_for_everyone()
+    return Run(folder, steps=step, samples=step * recipe.batch_size, seconds=clock.seconds())
+
+
+class _Losses(nn.Module):
+    """A method whose forward gives its losses: forward is all that DistributedDataParallel wraps."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.method.losses(batch)
+
+
+def _attention(device: torch.device) -> contextlib.AbstractContextManager:
+    """The fastest attention to train with: torch's fused one has a slow backward pass on CPUs."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+
+
+def _steps(budget: dict[str, float | None], *, references: int, batch_size: int) -> int | None:
+    """How many optimiser steps the budget buys; None where the clock decides."""
+    if sum(amount is not None for amount in budget.values()) != 1:
+        raise ValueError("say exactly one of samples_budget, minutes and epochs")
+    if references == 0:
+        raise ValueError("there are no samples to train on")
+    if budget["minutes"] is not None:
+        return None
+    samples = budget["samples"] if budget["epochs"] is None else budget["epochs"] * references
+    return max(1, math.ceil(samples / batch_size))
+
+
+def _accelerator(precision: str) -> Accelerator:
+    # accelerate keeps one state per process and refuses a second precision; notebooks train many times.
+    AcceleratorState._reset_state()
+    # Pretrained towers have parameters that no loss depends on, such as CLIP's temperature.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused])
+
+
+def _optimiser(method: Method, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimiser]
+    return kind(parameter_groups(method, recipe), fused=device.type in {"cpu", "cuda", "mps", "xpu"})
+
+
+def _validate(
+    validate: Callable[[Method], dict[str, float]], method: Method, accelerator: Accelerator
+) -> dict[str, float]:
+    """The first process's numbers; the others wait for it and get none."""
+    numbers: dict[str, float] = {}
+    if accelerator.is_main_process:
+        method.eval()
+        with torch.no_grad():
+            numbers = validate(method)
+        method.train()
+    accelerator.wait_for_everyone()
+    return numbers

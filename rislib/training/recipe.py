@@ -1,0 +1,83 @@
+"""How a method is trained: a `Recipe`, and the parameter groups that follow from it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from rislib.nouns import Method
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is trained. How long, `fit` is told; all times here are fractions of that.
+
+    The defaults belong to no paper. With warm-up the first step has rate 0: it only starts Adam's averages.
+
+    Raises:
+        ValueError: the warm-up would leave no time for anything else, or a choice is unknown.
+    """
+
+    optimiser: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 1e-3  # at its peak
+    encoder_factor: float = 1.0  # times the learning rate, for `Method.encoder_parameters()`
+    weight_decay: float = 0.01  # of matrices and kernels; never of biases, norms and scalars
+    schedule: Literal["cosine", "multistep", "poly", "constant"] = "cosine"
+    warmup: float = 0.0  # the rate rises linearly from 0 this long
+    milestones: tuple[float, ...] = ()  # multistep: at each of them, times `gamma`
+    gamma: float = 0.1
+    power: float = 0.9  # poly: (1 - progress) ** power
+    batch_size: int = 32  # of one optimiser step, over all processes
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # fp16 needs a GPU; CPUs train it in fp32
+    clip_norm: float = 0.0  # largest norm of all gradients together; 0: no clipping
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup is a fraction of the training in [0, 1), not {self.warmup}")
+        for field in ("optimiser", "schedule", "precision"):
+            choices = get_args(get_type_hints(Recipe)[field])
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field} is one of {', '.join(choices)}, not {getattr(self, field)!r}")
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at `progress` in [0, 1], as a fraction of `learning_rate`."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        after_warmup = (progress - self.warmup) / (1 - self.warmup)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * after_warmup))
+        if self.schedule == "poly":
+            return (1 - after_warmup) ** self.power
+        if self.schedule == "multistep":
+            return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+        return 1.0
+
+
+MINI = Recipe(
+    learning_rate=1e-3, encoder_factor=0.3, weight_decay=0.01, warmup=0.05, batch_size=16, clip_norm=1.0
+)
+"""For the mini world, some minutes on two CPU cores. Chosen by us, from no paper."""
+
+
+def parameter_groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
+    """The groups an optimiser gets: encoder or not, times decayed or not; empty ones left out.
+
+    Each holds `params` as (name, parameter) pairs, `lr`, the same as `initial_lr`, and `weight_decay`.
+    Frozen parameters are in none. Vectors and scalars (biases, norms, temperatures) are not decayed.
+    """
+    encoder = {id(parameter) for parameter in method.encoder_parameters()}
+    groups = []
+    for in_encoder, decayed in itertools.product((False, True), (True, False)):
+        params = [
+            (name, parameter)
+            for name, parameter in method.named_parameters()
+            if parameter.requires_grad
+            and (id(parameter) in encoder) == in_encoder
+            and (parameter.ndim >= 2) == decayed
+        ]
+        lr = recipe.learning_rate * (recipe.encoder_factor if in_encoder else 1.0)
+        decay = recipe.weight_decay if decayed else 0.0
+        groups.append({"params": params, "lr": lr, "initial_lr": lr, "weight_decay": decay})
+    return [group for group in groups if group["params"]]

@@ -19,7 +19,6 @@ data_app = typer.Typer(help="Draw RefMini; check any dataset in RefCOCO's layout
 app.add_typer(data_app, name="data")
 
 Data = Annotated[str, typer.Option(help="refmini, refmini+, refminig, or a folder in RefCOCO's layout.")]
-Blind = Annotated[bool, typer.Option("--blind", help="Replace every expression by the same word.")]
 
 
 @data_app.command("check")
@@ -27,7 +26,7 @@ def data_check(folder: Path) -> None:
     """Read everything in FOLDER; print counts per split, a line per fault; exit status 1 if there are any."""
     from rislib.data.check import check_folder
 
-    report = check_folder(folder)
+    report = check_folder(folder, progress=True)
     for line in report.lines():
         typer.echo(line)
     raise typer.Exit(0 if report.ok else 1)
@@ -64,7 +63,7 @@ def train(
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was interrupted.")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="No pretrained encoders.")] = False,
-    blind: Blind = False,
+    blind: Annotated[bool, typer.Option("--blind", help="Every expression becomes the same word.")] = False,
 ) -> None:
     """Train METHOD and keep the run in OUT."""
     if (minutes is None) == (samples is None):
@@ -166,6 +165,6 @@ def main() -> None:
 
     try:
         app()
-    except (DataError, FileNotFoundError, FileExistsError, ValueError) as error:
+    except (DataError, OSError, ValueError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

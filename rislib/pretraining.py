@@ -131,13 +131,14 @@ def retrieval_accuracy(
 ) -> dict[str, float]:
     """Percent of captions that find their picture among `candidates`, and the other way round."""
     model.eval()
+    device = next(model.parameters()).device
     found = {"caption_to_picture": [], "picture_to_caption": []}
     firsts = [sentences[0] for sentences in samples.by_reference()]
     for start in range(0, len(firsts) - candidates + 1, candidates):
         chosen = [samples[i] for i in firsts[start : start + candidates]]
-        batch = make_batch(chosen, model.preprocessing, model.tokenize)
+        batch = make_batch(chosen, model.preprocessing, model.tokenize).to(device)
         similarity = model(batch.image, batch.tokens)
-        own = torch.arange(candidates)
+        own = torch.arange(candidates, device=device)
         found["picture_to_caption"].append((similarity.argmax(1) == own).float().mean().item())
         found["caption_to_picture"].append((similarity.argmax(0) == own).float().mean().item())
     return {name: round(100 * float(np.mean(values)), 2) for name, values in found.items()}
@@ -147,6 +148,8 @@ def pretrain(
     name: str, *, minutes: float, out: Path | str, seed: int = 0, scenes: int = 32_000, resume: bool = False
 ) -> dict:
     """Pretrain `clip-rn` or `clip-vit`; writes out/NAME.safetensors (half precision) and out/NAME.json.
+
+    The training itself is kept in runs/pretrain-NAME, from where `resume` goes on.
 
     The JSON holds recipe, seed, machine, learning curve and retrieval accuracy on 1,920 scenes never
     trained on. Returns it.
@@ -158,8 +161,7 @@ def pretrain(
     samples = CaptionedScenes(f"train/{seed}", scenes)
     held_out = CaptionedScenes(f"test/{seed}", 1_920, captions=1)
 
-    out = Path(out)
-    folder = out / f"{name}-run"
+    out, folder = Path(out), Path("runs") / f"pretrain-{name}"
     run = fit(
         model,
         samples,
@@ -184,6 +186,7 @@ def pretrain(
         key: (value.half() if value.is_floating_point() else value).contiguous()
         for key, value in model.encoder.state_dict().items()
     }
+    out.mkdir(parents=True, exist_ok=True)
     save_file(weights, out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return record

@@ -8,6 +8,7 @@ log.jsonl           losses, step by step
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,13 @@ def train_run(
         blind: every expression replaced by the same word, to learn what a picture gives away by itself.
 
     Raises:
-        ValueError: unknown method or size, or not exactly one budget.
+        ValueError: unknown method or size, not exactly one budget, or a run to resume that is another one.
     """
-    references = open_split(data, "train")
-    references = blinded(references) if blind else references
-    options = {"pretrained": False} if from_scratch else {}
+    options = {"pretrained": not from_scratch}
     torch.manual_seed(seed)
     network = build(method, preset, **options)
+    references = open_split(data, "train")
+    references = blinded(references) if blind else references
     record = {
         "method": method,
         "preset": preset,
@@ -64,6 +65,8 @@ def train_run(
         "budget": {"minutes": minutes, "samples": samples},
         "recipe": asdict(recipe),
     }
+    if resume and (Path(out) / "run.json").exists():
+        _check_same(record, read_record(out))
     _write_record(out, record)
     run = fit(
         network,
@@ -94,13 +97,16 @@ def evaluate_run(
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: no such protocol.
+        ValueError: no such protocol; or words to shuffle in a run that was trained without.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    blind = read_record(run)["blind"]
+    if blind and shuffle_text:
+        raise ValueError(f"{run} was trained blind: it has no words that could be shuffled")
     method = load_method(run)
     samples = open_split(data, split)
-    if read_record(run)["blind"]:
+    if blind:
         samples = blinded(samples)
     if shuffle_text:
         samples = shuffled(samples)
@@ -139,4 +145,12 @@ def read_log(run: Path | str) -> list[dict[str, Any]]:
 
 def _write_record(run: Path | str, facts: dict[str, Any]) -> None:
     Path(run).mkdir(parents=True, exist_ok=True)
-    (Path(run) / "run.json").write_text(json.dumps({**facts, **provenance()}, indent=1) + "\n")
+    partial = Path(run) / "run.json.partial"
+    partial.write_text(json.dumps({**facts, **provenance()}, indent=1) + "\n")
+    os.replace(partial, Path(run) / "run.json")
+
+
+def _check_same(now: dict[str, Any], before: dict[str, Any]) -> None:
+    for key, value in json.loads(json.dumps(now)).items():
+        if before[key] != value:
+            raise ValueError(f"this is not the run to resume: {key} was {before[key]}, and is {value} now")

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from rislib.cli import app
+from rislib.cli import app, main
 from rislib.data import open_split
 from rislib.data.refmini import paint, sample_scene
 from rislib.predict import Predictor
@@ -32,8 +32,8 @@ def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_data_check_counts_and_finds_faults(world: Path, tmp_path: Path):
-    counts = rislib("data", "check", world)
-    assert "train" in counts and "60" in counts
+    train = next(line for line in rislib("data", "check", world).splitlines() if "train" in line)
+    assert "60" in train.split()
     copy = tmp_path / "broken"
     size = ("--train", 6, "--val", 3)
     rislib("data", "build", "refmini", "--flavour", "refmini+", "--seed", 5, "--out", copy, *size)
@@ -77,8 +77,22 @@ def test_blind_and_from_scratch_runs(world: Path, tmp_path: Path):
     rislib("train", "cris", "--data", world, "--samples", 32, "--blind", "--out", blind)
     rislib("train", "cris", "--data", world, "--samples", 32, "--from-scratch", "--out", scratch)
     assert json.loads((scratch / "run.json").read_text())["options"] == {"pretrained": False}
-    rislib("evaluate", blind, "--data", world, "--json", tmp_path / "b.json")
-    assert json.loads((tmp_path / "b.json").read_text())["n"] > 0
+    assert json.loads((blind / "run.json").read_text())["blind"] is True
+    rislib("evaluate", blind, "--data", world)
+    shuffle = ["evaluate", str(blind), "--data", str(world), "--shuffle-text"]
+    with pytest.raises(ValueError, match="trained blind"):
+        CliRunner().invoke(app, shuffle, catch_exceptions=False)
+
+
+def test_a_run_is_resumed_only_as_what_it_was(run: Path, world: Path):
+    again = ("train", "cris", "--data", world, "--samples", 64, "--seed", 3, "--out", run, "--resume")
+    before = load_file(run / "model.safetensors")
+    rislib(*again)
+    after = load_file(run / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ValueError, match="blind was False, and is True now"):
+        CliRunner().invoke(app, [*map(str, again), "--blind"], catch_exceptions=False)
+    assert json.loads((run / "run.json").read_text())["blind"] is False
 
 
 def test_segment_writes_a_picture(run: Path, tmp_path: Path):
@@ -87,6 +101,16 @@ def test_segment_writes_a_picture(run: Path, tmp_path: Path):
     answer = tmp_path / "answer.png"
     assert "pixels" in rislib("segment", picture, "the red car on the left", "--run", run, "--out", answer)
     assert Image.open(answer).size == (400, 400)  # small pictures are shown larger
+
+
+def test_mistakes_are_one_line(run: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rislib", "evaluate", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {tmp_path} is not a run: it has no run.json. `python -m rislib train` makes one."
+    ]
 
 
 def test_mistakes_are_explained(run: Path, tmp_path: Path):
@@ -127,4 +151,5 @@ def test_predictor_equals_evaluation(run: Path, world: Path):
         predictor.set_image(sample.image)
         scores.add(predictor.segment(sample.expression).mask, sample.mask, image_id=sample.image_id)
     report = evaluate(predictor.method, samples, CRIS_2022, batch_size=5, progress=False)
+    assert report.scores.summary()["oIoU"] > 1
     assert report.scores.summary()["oIoU"] == pytest.approx(scores.summary()["oIoU"], abs=0.1)

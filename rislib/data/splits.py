@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from rislib.data.errors import DataError
@@ -14,18 +15,23 @@ def open_split(where: str | Path, split: str, *, instances: bool = False) -> Ref
     """A split of the dataset `where`.
 
     Args:
-        where: "refmini", "refmini+", "refminig" (drawn on first use), or a folder in RefCOCO's layout that
-            holds one dataset, such as `data build` makes.
+        where: "refmini", "refmini+", "refminig" (drawn on first use); a folder in RefCOCO's layout that holds
+            one dataset, such as `data build` makes; or, where it holds several, the file of references
+            itself, such as "data/refcocog/refs(umd).p".
         instances: whether samples carry the masks of all annotations of their picture.
 
     Raises:
-        DataError: the folder holds no dataset or several (then call `load_refcoco`), or no such split.
+        DataError: the folder holds no dataset or several, or no such split.
     """
     if where in FLAVOURS:
         return load_refmini(str(where), split, instances=instances)
-    found = find_datasets(where)
-    if len(found) != 1:
-        names = ", ".join(f"{dataset} ({split_by})" for dataset, split_by in found) or "nothing"
-        raise DataError(f"expected one dataset, found {names}", file=str(where))
-    dataset, split_by = found[0]
-    return load_refcoco(where, dataset, split_by, split, instances=instances)
+    where = Path(where)
+    if named := re.fullmatch(r"refs\((.+)\)\.(p|json)", where.name):
+        root, dataset, split_by = where.parents[1], where.parent.name, named[1]
+    else:
+        found = find_datasets(where)
+        if len(found) != 1:
+            names = ", ".join(f"{dataset}/refs({split_by})" for dataset, split_by in found) or "nothing"
+            raise DataError(f"expected one dataset, found {names}", file=str(where))
+        root, (dataset, split_by) = where, found[0]
+    return load_refcoco(root, dataset, split_by, split, instances=instances)

@@ -205,17 +205,17 @@ def _check_size(image: Tensor, *, stride: int) -> None:
 # --- named sizes ------------------------------------------------------------------------------
 
 
-def clip_rn50(pretrained: Literal["openai"] | None = None) -> ClipEncoder:
+def clip_rn50(pretrained: Literal["openai"] | bool | None = None) -> ClipEncoder:
     """CLIP RN50, 102 M parameters: random, or OpenAI's weights (downloaded once by open_clip)."""
     return _full_size("RN50-quickgelu", pretrained)
 
 
-def clip_rn101(pretrained: Literal["openai"] | None = None) -> ClipEncoder:
+def clip_rn101(pretrained: Literal["openai"] | bool | None = None) -> ClipEncoder:
     """CLIP RN101, 120 M parameters: random, or OpenAI's weights (downloaded once by open_clip)."""
     return _full_size("RN101-quickgelu", pretrained)
 
 
-def clip_vit_b16(pretrained: Literal["openai"] | None = None) -> ClipEncoder:
+def clip_vit_b16(pretrained: Literal["openai"] | bool | None = None) -> ClipEncoder:
     """CLIP ViT-B/16, 150 M parameters: random, or OpenAI's weights (downloaded once by open_clip)."""
     return _full_size("ViT-B-16-quickgelu", pretrained)
 
@@ -247,9 +247,10 @@ def load_weights(encoder: nn.Module, path: str | Path) -> None:
     encoder.load_state_dict(load_file(path))
 
 
-def _full_size(name: str, pretrained: str | None) -> ClipEncoder:
-    if pretrained is None:
+def _full_size(name: str, pretrained: str | bool | None) -> ClipEncoder:
+    if not pretrained:
         return ClipEncoder(CLIP(**open_clip.get_model_config(name)))
+    pretrained = "openai" if pretrained is True else pretrained
     try:
         return ClipEncoder(open_clip.create_model(name, pretrained=pretrained))
     except RuntimeError as error:

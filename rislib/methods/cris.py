@@ -249,7 +249,9 @@ class Projector(nn.Module):
 # --- named sizes ------------------------------------------------------------------------------
 
 
-def cris_r50(pretrained: Literal["openai"] | None = None, *, context_length: int = 17, **options) -> CRIS:
+def cris_r50(
+    pretrained: Literal["openai"] | bool | None = None, *, context_length: int = 17, **options
+) -> CRIS:
     """CRIS on CLIP RN50, 146.8 M parameters, 416 px. 17 words for RefCOCO and RefCOCO+, 22 for G-Ref.
 
     `options` go to `CRIS`. With pretrained="openai" the towers start from OpenAI's weights.
@@ -257,13 +259,15 @@ def cris_r50(pretrained: Literal["openai"] | None = None, *, context_length: int
     return CRIS(towers.clip_rn50(pretrained), ClipTokenizer(context_length), **options)
 
 
-def cris_r101(pretrained: Literal["openai"] | None = None, *, context_length: int = 17, **options) -> CRIS:
+def cris_r101(
+    pretrained: Literal["openai"] | bool | None = None, *, context_length: int = 17, **options
+) -> CRIS:
     """CRIS on CLIP RN101, 161.3 M parameters; otherwise like `cris_r50`."""
     return CRIS(towers.clip_rn101(pretrained), ClipTokenizer(context_length), **options)
 
 
 def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, **options) -> CRIS:
-    """CRIS for RefMini on two CPU cores, 128 px, at most 32 words.
+    """CRIS for RefMini on two CPU cores: pictures of any size seen at 96 px, at most 32 words.
 
     Args:
         pretrained: start from the towers that travel with the project.

@@ -92,8 +92,8 @@ def fit(
         channels_last: keep pictures and kernels in that memory format; often faster on GPUs.
 
     Raises:
-        ValueError: not exactly one budget; no samples; a batch that the processes cannot share equally; or
-            a checkpoint to resume from that was made with another seed, recipe, budget or data.
+        ValueError: not exactly one budget, above 0; no samples; a batch that the processes cannot share
+            equally; or a checkpoint to resume from that was made with another seed, recipe, budget or data.
         FloatingPointError: a loss is not finite. The message names the step and all its losses.
     """
     budget = {"samples": samples_budget, "minutes": minutes, "epochs": epochs}
@@ -126,6 +126,7 @@ def fit(
         step, seconds = restore_checkpoint(checkpoint, method, optimiser, accelerator, identity)
     elif accelerator.is_main_process:
         checkpoint.unlink(missing_ok=True)
+        (folder / "model.safetensors").unlink(missing_ok=True)
     log = Log(folder / "log.jsonl", accelerator, recipe.batch_size, first_step=step)
     clock = Clock(accelerator, seconds, steps=steps, minutes=minutes)
     saved_at = seconds
@@ -204,6 +205,8 @@ def _steps(budget: dict[str, float | None], *, references: int, batch_size: int)
     """How many optimiser steps the budget buys; None where the clock decides."""
     if sum(amount is not None for amount in budget.values()) != 1:
         raise ValueError("say exactly one of samples_budget, minutes and epochs")
+    if any(amount is not None and amount <= 0 for amount in budget.values()):
+        raise ValueError(f"training takes more than nothing: {budget}")
     if references == 0:
         raise ValueError("there are no samples to train on")
     if budget["minutes"] is not None:

@@ -24,6 +24,7 @@ from rislib.data.refmini.scene import CATEGORIES, Scene, sample_scene
 from rislib.data.refmini.speak import FLAVOURS, Expression, Form, speak
 
 SPLIT_BY = "rislib"
+WORLD = 1  # goes up whenever the same seed gives another world, so that no old one is taken for it
 SPLITS = {"train": "any", "val": "any", "testA": "people", "testB": "things"}  # split -> cast
 REFERENCES_PER_PICTURE = 3
 SMALLEST = 0.008  # of the picture: nobody is asked for fewer pixels
@@ -46,7 +47,7 @@ def load_refmini(
     instances: bool = False,
 ) -> RefDataset:
     """A split of the world `seed`; the world is drawn on first use (about a minute)."""
-    root = data_home() / f"{flavour}-seed{seed}-{size}px"
+    root = data_home() / f"{flavour}-world{WORLD}-seed{seed}-{size}px"
     if not root.exists():
         build_refmini(root, flavour, seed=seed, size=size)
     return load_refcoco(root, flavour, SPLIT_BY, split, instances=instances)
@@ -91,7 +92,7 @@ def build_refmini(
         (folder / f"refs({SPLIT_BY}).json").write_text(json.dumps(writer.references))
         if out.exists():
             out.rmdir()
-        partial.rename(out)
+        partial.rename(out)  # all at once: a world is complete or not there
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out

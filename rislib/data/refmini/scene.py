@@ -56,8 +56,6 @@ MODELS = {
 }
 CATEGORIES = tuple(dict.fromkeys(model.category for model in MODELS.values()))
 
-PEOPLE = ("woman", "man", "girl", "boy")
-FRUIT = ("apple", "pear", "banana")
 NAMES = {category: tuple(n for n, m in MODELS.items() if m.category == category) for category in CATEGORIES}
 
 # Who may appear where, and the height at which the ground begins.

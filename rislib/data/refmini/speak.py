@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
-from rislib.data.refmini.scene import FRUIT, PEOPLE, Scene, Thing
+from rislib.data.refmini.scene import NAMES, Scene, Thing
 
 FLAVOURS = ("refmini", "refmini+", "refminig")
 # Later kinds win: "red car left of the bus" turns on the relation if it needs it.
 KINDS = ("category", "colour", "pattern", "size", "clothing", "location", "comparison", "ordinal", "relation")
 
-GROUPS = {"person": PEOPLE, "kid": ("girl", "boy"), "fruit": FRUIT}
+GROUPS = {"person": NAMES["person"], "kid": ("girl", "boy"), "fruit": NAMES["fruit"]}
+PEOPLE = {*GROUPS["person"], "person", "kid"}
 SYNONYMS = {"woman": ("woman", "lady"), "man": ("man", "guy"), "kid": ("kid", "child")}
 
 
@@ -44,17 +45,17 @@ PLACES = {
     "right": lambda t, s: t.x > 0.64 - s,
     "middle": lambda t, s: abs(t.x - 0.5) < 0.12 + s,
     "top": lambda t, s: t.y < 0.36 + s,
-    "bottom": lambda t, s: t.y > 0.72 - s,
+    "bottom": lambda t, s: t.y > 0.68 - s,
     "top left": lambda t, s: t.x < 0.36 + s and t.y < 0.36 + s,
     "top right": lambda t, s: t.x > 0.64 - s and t.y < 0.36 + s,
-    "bottom left": lambda t, s: t.x < 0.36 + s and t.y > 0.66 - s,
-    "bottom right": lambda t, s: t.x > 0.64 - s and t.y > 0.66 - s,
+    "bottom left": lambda t, s: t.x < 0.36 + s and t.y > 0.68 - s,
+    "bottom right": lambda t, s: t.x > 0.64 - s and t.y > 0.68 - s,
 }
 RELATIONS = {
-    "left of": lambda t, o, s: t.x < o.x - 0.08 + s,
-    "right of": lambda t, o, s: t.x > o.x + 0.08 - s,
-    "above": lambda t, o, s: t.flies and t.base < o.base - o.height + 0.06 + s,
-    "below": lambda t, o, s: o.flies and o.base < t.base - t.height + 0.06 + s,
+    "left of": lambda t, o, s: t.x < o.x - max(0.08, o.width / 2) + s,
+    "right of": lambda t, o, s: t.x > o.x + max(0.08, o.width / 2) - s,
+    "above": lambda t, o, s: t.flies and _one_over_the_other(t, o, s),
+    "below": lambda t, o, s: o.flies and _one_over_the_other(o, t, s),
     "in front of": lambda t, o, s: _both_stand(t, o) and t.base > o.base + 0.05 - s and _side_gap(t, o) < s,
     "behind": lambda t, o, s: _both_stand(t, o) and t.base < o.base - 0.05 + s and _side_gap(t, o) < s,
     "next to": lambda t, o, s: _side_gap(t, o) < 0.12 + s and abs(t.base - o.base) < 0.16 + s,
@@ -73,6 +74,10 @@ SLACK = 0.035
 def _side_gap(a: Thing, b: Thing) -> float:
     """Horizontal distance between two boxes; negative where one stands before the other."""
     return abs(a.x - b.x) - (a.width + b.width) / 2
+
+
+def _one_over_the_other(upper: Thing, lower: Thing, slack: float) -> bool:
+    return upper.base < lower.base - lower.height + 0.06 + slack and _side_gap(upper, lower) < slack
 
 
 def _both_stand(a: Thing, b: Thing) -> bool:
@@ -141,19 +146,24 @@ def is_clear(form: Form, scene: Scene, target: int) -> bool:
 
 
 def kind_of(form: Form, scene: Scene, target: int) -> str:
-    """The last of `KINDS` that the form cannot do without; "category" if the noun is enough."""
-    kinds = {"wears": "clothing", "place": "location", "relation": "relation"}
-    needed = ["category"]
-    for part in _parts(form):
-        if resolve(replace(form, **{part: None}), scene) != {target}:
-            needed.append(_pick_kind(form.pick) if part == "pick" else kinds.get(part, part))
-    return max(needed, key=KINDS.index)
+    """The last of `KINDS` that the form cannot do without; "category" if the noun is enough.
+
+    Parts are left out one after the other, the richest first, as long as the rest still denotes the target.
+    """
+    for part in sorted(_parts(form), key=lambda part: KINDS.index(_kind_of_part(form, part)), reverse=True):
+        shorter = replace(form, **{part: None})
+        if resolve(shorter, scene) == {target}:
+            form = shorter
+    return max((_kind_of_part(form, part) for part in _parts(form)), key=KINDS.index, default="category")
 
 
-def _pick_kind(pick: tuple[str, int]) -> str:
-    return {"biggest": "comparison", "smallest": "comparison", "front": "location", "back": "location"}.get(
-        pick[0], "ordinal"
-    )
+def _kind_of_part(form: Form, part: str) -> str:
+    if part == "pick":
+        order, _ = form.pick
+        return {"left": "ordinal", "right": "ordinal", "front": "location", "back": "location"}.get(
+            order, "comparison"
+        )
+    return {"wears": "clothing", "place": "location"}.get(part, part)
 
 
 def _parts(form: Form) -> list[str]:
@@ -237,16 +247,11 @@ def _proposals(
             if flavour == "refminig" and rng.random() < 0.6:
                 form = _with_attribute(form, thing, rng)
         if theme == "size" and thing.size != "medium":
-            form = replace(form, size=thing.size)
+            form = replace(form, noun=thing.name, size=thing.size)  # a big girl is a small person
         if theme == "place" and places:
             form = replace(form, place=rng.choice(places))
         if theme == "pick":
-            orders = ["biggest", "smallest"]
-            if flavour != "refmini+":
-                orders += ["left", "right"] if thing.flies else ["left", "right", "front", "back"]
-            order = rng.choice(orders)
-            nth = rng.choice((1, 2, 2, 3)) if order in ("left", "right") else 1
-            form = replace(form, pick=(order, nth))
+            form = _with_pick(form, thing, flavour, rng)
         if theme == "relation" and len(scene.things) > 1:
             other = rng.choice([i for i in range(len(scene.things)) if i != target])
             names = [n for n, holds in RELATIONS.items() if holds(thing, scene.things[other], 0.0)]
@@ -267,6 +272,19 @@ def _with_attribute(form: Form, thing: Thing, rng: random.Random) -> Form:
     if thing.pattern != "plain":
         choices.append({"pattern": thing.pattern})
     return replace(form, **rng.choice(choices))
+
+
+def _with_pick(form: Form, thing: Thing, flavour: str, rng: random.Random) -> Form:
+    orders = ["biggest", "smallest"]
+    if flavour != "refmini+":
+        orders += ["left", "right"] if thing.flies else ["left", "right", "front", "back"]
+    order = rng.choice(orders)
+    nth = rng.choice((1, 2, 2, 3)) if order in ("left", "right") else 1
+    if order in ("biggest", "smallest"):
+        form = replace(form, noun=thing.name)  # who compares a girl with a man?
+    if flavour == "refminig":
+        form = replace(form, wears=None)  # "the second girl from the left in red": second of whom?
+    return replace(form, pick=(order, nth))
 
 
 def _landmark(scene: Scene, index: int, rng: random.Random) -> Form:
@@ -346,7 +364,9 @@ def _say_at_length(form: Form, rng: random.Random, article: str | None = None) -
     phrase = f"{article} {phrase}"
     if form.wears is not None:
         phrase += " " + _wearing(form.wears, rng, brief=False)
-    linked = rng.choice(("", " that is", " which is"))
+    linked = rng.choice(("", " that is", " that is" if form.noun in PEOPLE else " which is"))
+    if form.wears is not None:
+        linked = ""  # in "a boy with a hat that is on the left", it would be the hat
     if form.place is not None:
         words = next(w for w in _place_words(form.place) if " the " in w)
         side = (
@@ -376,10 +396,7 @@ def _wearing(wears: tuple[str, str | None], rng: random.Random, brief: bool) -> 
         return rng.choice(
             (f"wearing {article}{described}", f"in {article}{described}", f"with {article}{described}")
         )
-    choices = [f"in {described}", f"with {described}", f"wearing {article}{described}"]
-    if garment == "shirt" and look not in ("striped", "spotted"):
-        choices.append(f"in {look}")
-    return rng.choice(choices)
+    return rng.choice((f"in {described}", f"with {described}", f"wearing {article}{described}"))
 
 
 def _a(phrase: str) -> str:

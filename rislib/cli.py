@@ -136,6 +136,7 @@ def pretrain(
     minutes: float = 22,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/weights"),
+    start: Annotated[Path | None, typer.Option(help="Go on from these weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
     """Pretrain the mini encoder NAME, as the shipped one was."""
@@ -144,7 +145,7 @@ def pretrain(
 
     if name not in BUILDERS:
         raise typer.BadParameter(f"no encoder {name!r}; there are {', '.join(BUILDERS)}")
-    record = run(name, minutes=minutes, seed=seed, out=out, resume=resume)
+    record = run(name, minutes=minutes, seed=seed, out=out, start=start, resume=resume)
     typer.echo(f"{out / name}.safetensors, retrieval {record['retrieval_percent_of_192']}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,23 +26,29 @@ from tqdm.auto import tqdm
 from rislib.data.batches import make_batch
 from rislib.data.refmini import FLAVOURS, describe, paint, sample_scene, speak
 from rislib.encoders import shipped_file
-from rislib.encoders.clip import MEAN, STD, ClipEncoder, clip_rn_mini, clip_vit_mini
+from rislib.encoders.clip import MEAN, STD, ClipEncoder, clip_rn_mini, clip_vit_mini, load_weights
 from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
 from rislib.nouns import Batch, Preprocessing, Sample
 from rislib.training import Recipe, fit, provenance
 
-RECIPE = Recipe(learning_rate=2e-3, weight_decay=0.05, warmup=0.05, batch_size=128, clip_norm=1.0)
+RECIPE = Recipe(learning_rate=2e-3, weight_decay=0.05, warmup=0.05, batch_size=80, clip_norm=1.0)
 BUILDERS = {"clip-rn": (clip_rn_mini, 96), "clip-vit": (clip_vit_mini, 128)}  # and the pictures' side, pixels
 
 
 class Contrastive(nn.Module):
-    """A CLIP with its loss. Has what `fit` asks of a method."""
+    """A CLIP with its loss. Has what `fit` asks of a method.
+
+    Captions are mostly told apart by what they name, so that a tower need not learn where things are. Hence a
+    hard negative, ours: each picture whose caption says "left" or "right" is there a second time, mirrored,
+    with the two words exchanged.
+    """
 
     def __init__(self, encoder: ClipEncoder, tokenizer: ClipTokenizer, size: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.preprocessing = Preprocessing(size, "letterbox", MEAN, STD)
+        self.register_buffer("mirrored", _left_for_right(tokenizer.pieces), persistent=False)
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)
@@ -56,12 +63,21 @@ class Contrastive(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Each picture finds its caption, and each caption its picture, among those of the batch."""
-        similarity = self(batch.image, batch.tokens)
+        exchanged = self.mirrored[batch.tokens]  # (B, L)
+        sided = (exchanged != batch.tokens).any(dim=1)  # (B,), whose caption says left or right
+        image = torch.cat([batch.image, batch.image[sided].flip(-1)])
+        similarity = self(image, torch.cat([batch.tokens, exchanged[sided]]))
         own = torch.arange(len(similarity), device=similarity.device)
         return {
             "picture_to_caption": F.cross_entropy(similarity, own) / 2,
             "caption_to_picture": F.cross_entropy(similarity.T, own) / 2,
         }
+
+
+def _left_for_right(pieces: Sequence[str]) -> Tensor:
+    """For each id of a vocabulary, the id to read in a mirror: (V,) int64."""
+    mirror = {"left": "right", "right": "left", "left</w>": "right</w>", "right</w>": "left</w>"}
+    return torch.tensor([pieces.index(mirror.get(piece, piece)) for piece in pieces])
 
 
 class CaptionedScenes(Sequence[Sample]):
@@ -117,6 +133,28 @@ def _caption(scene, rng: random.Random) -> str:
     return caption
 
 
+@torch.no_grad()
+def _set_lengths(model: Contrastive, samples: CaptionedScenes) -> None:
+    """Bring pictures' and captions' vectors to a mean square of 1/4 per channel.
+
+    CLIP compares directions, so lengths are left to chance, and by chance they would drown what a
+    segmentation network adds to these vectors.
+    """
+    model.eval()
+    batch = make_batch([samples[i] for i in range(256)], model.preprocessing, model.tokenize)
+    batch = batch.to(next(model.parameters()).device)
+    clip = model.encoder.model
+    images = model.encoder.encode_image(batch.image, dense=False).vector
+    sentences = model.encoder.encode_text(batch.tokens).sentence
+    clip.text_projection.mul_(0.5 / sentences.pow(2).mean().sqrt())
+    factor = 0.5 / images.pow(2).mean().sqrt()
+    if isinstance(clip.visual, ModifiedResNet):
+        clip.visual.attnpool.c_proj.weight.mul_(factor)
+        clip.visual.attnpool.c_proj.bias.mul_(factor)
+    else:
+        clip.visual.proj.mul_(factor)
+
+
 def vocabulary(scenes: int = 4000) -> list[str]:
     """Every word piece that RefMini says, from captions and expressions of many scenes, sorted."""
     captions = (
@@ -145,11 +183,19 @@ def retrieval_accuracy(
 
 
 def pretrain(
-    name: str, *, minutes: float, out: Path | str, seed: int = 0, scenes: int = 32_000, resume: bool = False
+    name: str,
+    *,
+    minutes: float,
+    out: Path | str,
+    seed: int = 0,
+    scenes: int = 32_000,
+    start: Path | str | None = None,
+    resume: bool = False,
 ) -> dict:
     """Pretrain `clip-rn` or `clip-vit`; writes out/NAME.safetensors (half precision) and out/NAME.json.
 
-    The training itself is kept in runs/pretrain-NAME, from where `resume` goes on.
+    The training itself is kept in runs/pretrain-NAME, from where `resume` goes on. `start` takes the weights
+    of an earlier pretraining, whose record then stands in the new one.
 
     The JSON holds recipe, seed, machine, learning curve and retrieval accuracy on 1,920 scenes never
     trained on. Returns it.
@@ -158,6 +204,8 @@ def pretrain(
     tokenizer = ClipTokenizer(32, shipped_file("vocab/refmini.txt"), trim=True)
     builder, size = BUILDERS[name]
     model = Contrastive(builder(tokenizer.vocab_size), tokenizer, size)
+    if start is not None:
+        load_weights(model.encoder, start)
     samples = CaptionedScenes(f"train/{seed}", scenes)
     held_out = CaptionedScenes(f"test/{seed}", 1_920, captions=1)
 
@@ -173,8 +221,10 @@ def pretrain(
         log_every=20,
         channels_last=True,
     )
+    _set_lengths(model, held_out)
     record = {
         "name": name,
+        "start": start and json.loads(Path(start).with_suffix(".json").read_text()),
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": {**vars(RECIPE), "minutes": minutes, "scenes": scenes, "seed": seed},
         "samples_seen": run.samples,

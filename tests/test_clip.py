@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import open_clip
@@ -33,6 +34,11 @@ def encoder(request):
         for p in built.parameters():
             p.add_(torch.randn_like(p), alpha=0.03)
     return built.eval()
+
+
+def native_size(encoder: towers.ClipEncoder) -> int:
+    """The side in pixels at which no position table is resized."""
+    return 96 if encoder.stage_widths else 128
 
 
 def tokens_of(*lengths: int, pad_to: int) -> torch.Tensor:
@@ -108,7 +114,8 @@ def test_trim_cuts_to_the_longest_sentence_and_changes_no_result(encoder, vocabu
 
 def test_vectors_are_those_of_open_clip(encoder):
     torch.manual_seed(1)
-    image, tokens = torch.randn(2, 3, 128, 128), tokens_of(5, 12, pad_to=32)
+    size = native_size(encoder)  # open_clip knows no other
+    image, tokens = torch.randn(2, 3, size, size), tokens_of(5, 12, pad_to=32)
     with torch.no_grad():
         torch.testing.assert_close(encoder.encode_image(image).vector, encoder.model.encode_image(image))
         torch.testing.assert_close(encoder.encode_text(tokens).sentence, encoder.model.encode_text(tokens))
@@ -134,12 +141,12 @@ def test_dense_attention_pool_equals_a_naive_loop():
     torch.manual_seed(0)
     pool = towers.clip_rn_mini(50).model.visual.attnpool
     channels = pool.q_proj.in_features
-    x = torch.randn(1, channels, 4, 4)
+    x = torch.randn(1, channels, 6, 6)  # the pool's own grid
     width = channels // pool.num_heads
     with torch.no_grad():
         out = towers.dense_attention_pool(pool, x)
-        tokens = [x[0, :, i // 4, i % 4] + pool.positional_embedding[1 + i] for i in range(16)]
-        for i in (0, 7, 15):
+        tokens = [x[0, :, i // 6, i % 6] + pool.positional_embedding[1 + i] for i in range(36)]
+        for i in (0, 16, 35):
             heads = []
             for head in range(pool.num_heads):
                 part = slice(head * width, (head + 1) * width)
@@ -148,7 +155,7 @@ def test_dense_attention_pool_equals_a_naive_loop():
                 shares = torch.stack(scores).softmax(0)
                 heads.append(sum(s * pool.v_proj(t)[part] for s, t in zip(shares, tokens, strict=True)))
             expected = pool.c_proj(torch.cat(heads))
-            torch.testing.assert_close(out[0, :, i // 4, i % 4], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(out[0, :, i // 6, i % 6], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_resized_positions_keep_rows_rows_and_columns_columns():
@@ -159,23 +166,37 @@ def test_resized_positions_keep_rows_rows_and_columns_columns():
     assert torch.equal(towers.resize_positions(row_number, (4, 4)), row_number)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
-def test_any_size_that_is_a_multiple_of_the_stride(encoder, size):
+def strides_of(encoder: towers.ClipEncoder, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """(down, across) of each stage, then of the dense map, measured on two pictures of `size`."""
+    device = encoder.model.text_projection.device
     with torch.no_grad():
-        seen = encoder.encode_image(torch.randn(2, 3, *size))
-    stride = 32 if encoder.stage_widths else 16
-    assert seen.dense.shape == (2, encoder.embed_dim, size[0] // stride, size[1] // stride)
+        seen = encoder.encode_image(torch.zeros(2, 3, *size, device=device))
+    widths = (*encoder.stage_widths, encoder.embed_dim)
+    maps = (*seen.stages, seen.dense)
+    assert [tuple(x.shape[:2]) for x in maps] == [(2, width) for width in widths]
     assert seen.vector.shape == (2, encoder.embed_dim)
-    strides = (8, 16, 32) if encoder.stage_widths else ()
-    expected = [
-        (2, c, size[0] // s, size[1] // s) for c, s in zip(encoder.stage_widths, strides, strict=True)
-    ]
-    assert [tuple(stage.shape) for stage in seen.stages] == expected
+    return [(size[0] / x.shape[2], size[1] / x.shape[3]) for x in maps]
 
 
-def test_other_sizes_are_refused(encoder):
-    with pytest.raises(ValueError, match="multiples of"):
-        encoder.encode_image(torch.zeros(1, 3, 100, 128))
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (48, 80)])
+def test_any_size_that_is_a_multiple_of_the_stride(encoder, size):
+    strides = (4, 8, 16, 16) if encoder.stage_widths else (16,)
+    assert strides_of(encoder, size) == [(s, s) for s in strides]
+
+
+@pytest.mark.parametrize("build", [towers.clip_rn50, towers.clip_rn101])
+def test_only_the_mini_halves_its_strides(build):
+    with torch.device("meta"):
+        encoder = build().eval()
+        assert strides_of(encoder, (96, 160)) == [(s, s) for s in (8, 16, 32, 32)]
+        with pytest.raises(ValueError, match="multiples of 32"):
+            strides_of(encoder, (48, 80))
+
+
+@pytest.mark.parametrize("size", [(100, 128), (128, 104)])
+def test_other_sizes_are_refused(encoder, size):
+    with pytest.raises(ValueError, match="multiples of 16"):
+        encoder.encode_image(torch.zeros(1, 3, *size))
 
 
 def test_more_words_than_positions_are_refused(encoder):
@@ -196,7 +217,8 @@ def test_no_word_state_depends_on_what_follows(encoder):
 
 def test_the_contrastive_loss_reaches_every_parameter(encoder):
     torch.manual_seed(3)
-    images, sentences, scale = encoder(torch.randn(4, 3, 128, 128), tokens_of(5, 6, 7, 8, pad_to=9))
+    size = native_size(encoder)
+    images, sentences, scale = encoder(torch.randn(4, 3, size, size), tokens_of(5, 6, 7, 8, pad_to=9))
     F.cross_entropy(scale * images @ sentences.T, torch.arange(4)).backward()
     without = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
     encoder.zero_grad()
@@ -232,6 +254,22 @@ def test_weights_of_another_tower_are_refused_by_name(tmp_path):
     save_file(towers.clip_vit_mini(50).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(RuntimeError, match=r"model\.visual\.layer1"):
         towers.load_weights(towers.clip_rn_mini(50), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "build"), [("clip-rn", towers.clip_rn_mini), ("clip-vit", towers.clip_vit_mini)]
+)
+def test_shipped_weights_fit_the_towers_and_the_vocabulary_of_today(name, build):
+    tokenizer = ClipTokenizer(32, encoders.shipped_file("vocab/refmini.txt"))
+    encoder = build(tokenizer.vocab_size)
+    try:
+        path = encoders.shipped(name)
+    except FileNotFoundError:
+        pytest.skip(f"{name} is not shipped yet")
+    towers.load_weights(encoder, path)
+    note = json.loads(path.with_suffix(".json").read_text())
+    assert note["parameters"] == sum(p.numel() for p in encoder.parameters())
+    assert all(tensor.isfinite().all() for tensor in encoder.state_dict().values())
 
 
 def test_shipped_weights_are_found_or_the_message_says_how_to_make_them(tmp_path, monkeypatch):

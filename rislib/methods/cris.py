@@ -288,7 +288,7 @@ def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
         "decoder_heads": 3,
         "decoder_ffn": 384,
         "dropout": 0.0,
-        "projector_width": 64,
+        "projector_width": 48,
         "dice": 1.0,
     }
     return CRIS(clip, tokenizer, **(mini | options))

@@ -1,6 +1,7 @@
 """How much cheaper is a second expression about a picture than the first?
 
-`python results/second_expression.py RUN` prints and records it. Medians over 40 pictures, asked in turn, from the picture in memory to the mask at its own size.
+`python results/second_expression.py RUN` prints and records it: medians over 40 pictures, asked in turn,
+from the picture in memory to the mask at its own size.
 """
 
 import json

@@ -141,7 +141,9 @@ def _set_lengths(model: Contrastive, samples: CaptionedScenes) -> None:
     segmentation network adds to these vectors.
     """
     model.eval()
-    batch = make_batch([samples[i] for i in range(256)], model.preprocessing, model.tokenize)
+    batch = make_batch(
+        [samples[i] for i in range(min(256, len(samples)))], model.preprocessing, model.tokenize
+    )
     batch = batch.to(next(model.parameters()).device)
     clip = model.encoder.model
     images = model.encoder.encode_image(batch.image, dense=False).vector
@@ -189,6 +191,7 @@ def pretrain(
     out: Path | str,
     seed: int = 0,
     scenes: int = 32_000,
+    test_scenes: int = 1_920,
     start: Path | str | None = None,
     resume: bool = False,
 ) -> dict:
@@ -197,7 +200,7 @@ def pretrain(
     The training itself is kept in runs/pretrain-NAME, from where `resume` goes on. `start` takes the weights
     of an earlier pretraining, whose record then stands in the new one.
 
-    The JSON holds recipe, seed, machine, learning curve and retrieval accuracy on 1,920 scenes never
+    The JSON holds recipe, seed, machine, learning curve and retrieval accuracy on `test_scenes` scenes never
     trained on. Returns it.
     """
     torch.manual_seed(seed)
@@ -207,7 +210,7 @@ def pretrain(
     if start is not None:
         load_weights(model.encoder, start)
     samples = CaptionedScenes(f"train/{seed}", scenes)
-    held_out = CaptionedScenes(f"test/{seed}", 1_920, captions=1)
+    held_out = CaptionedScenes(f"test/{seed}", test_scenes, captions=1)
 
     out, folder = Path(out), Path("runs") / f"pretrain-{name}"
     run = fit(

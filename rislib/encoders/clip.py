@@ -78,7 +78,7 @@ class ClipEncoder(nn.Module):
         A ViT has both for the price of one.
 
         Raises:
-            ValueError: H or W is no multiple of the tower's stride (32, or a ViT's patch size).
+            ValueError: H or W is no multiple of the tower's stride (32; mini: 16; a ViT's patch size).
         """
         visual = self.model.visual
         if not isinstance(visual, ModifiedResNet):

@@ -64,7 +64,7 @@ class CRIS(Method):
     Args:
         clip: both towers.
         tokenizer: sentences -> tokens, as `clip` was trained on them.
-        size: side of the square input, pixels, a multiple of 32.
+        size: side of the square input, pixels, a multiple of the last stride (32; mini: 16).
         neck_widths: channels of the neck at strides 8, 16 and 32. The middle one is also the decoder's width.
         decoder_layers: 0 leaves the decoder out (the paper's ablation "Dec.").
         decoder_heads, decoder_ffn, dropout: of each decoder layer.
@@ -122,7 +122,7 @@ class CRIS(Method):
         return self.tokenizer(expressions)
 
     def encode_image(self, image: Tensor) -> PictureFeatures:
-        """image (B, 3, H, W), H and W multiples of 32 -> PictureFeatures."""
+        """image (B, 3, H, W), H and W multiples of the last stride -> PictureFeatures."""
         seen = self.clip.encode_image(image, vector=False)
         v3, v4, c5 = seen.stages
         v5 = F.relu(seen.dense + self.connect(c5))  # (B, embed_dim, H/32, W/32)

@@ -483,7 +483,7 @@ def test_a_budget_of_minutes_ends_on_time_with_a_small_rate(tmp_path):
     run = train(tmp_path, samples_budget=None, minutes=3 / 60, log_every=5)
     taken = time.perf_counter() - began
     assert 3 <= run.seconds <= taken
-    assert taken < 3.3 + longest_step(tmp_path)
+    assert taken < 4 + longest_step(tmp_path)  # saving and the rest of a busy machine
     records = log_of(tmp_path)
     assert records[0]["learning_rate"] > 0.9 * QUICK.learning_rate
     assert records[-1]["learning_rate"] < 0.01 * QUICK.learning_rate

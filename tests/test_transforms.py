@@ -184,3 +184,22 @@ def test_instances_are_filled_up_with_empty_masks() -> None:
     assert batch.instances.shape == (2, 3, 64, 64)
     assert batch.instances.sum(dim=(2, 3)).gt(0).tolist() == [[True, False, False], [True, True, True]]
     assert make_batch([sample(64, 64, "a", 1), sample(64, 64, "b")], CLIP, tokenize).instances is None
+
+
+def test_a_picture_far_too_large_is_averaged_not_sampled() -> None:
+    """Every second pixel black: at an eighth of the size that is gray, not a pattern of its own."""
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    image = Image.fromarray(np.repeat(board[..., None], 3, axis=2).astype(np.uint8))
+    small = np.asarray(Letterbox(512, 512, 64).image(image)).astype(int)
+    assert abs(small[2:-2, 2:-2] - 127.5).max() < 3
+
+
+def test_averaging_moves_nothing() -> None:
+    """A large disc comes back where it was, at sizes that blocks do not divide."""
+    y, x = np.mgrid[:431, :613]
+    disc = (x - 350) ** 2 + (y - 180) ** 2 < 120**2
+    geometry = Letterbox(431, 613, 96)
+    back = geometry.inverse(geometry.mask(disc)) > 0.5
+    assert (back & disc).sum() / (back | disc).sum() > 0.97
+    rows, columns = back.nonzero()
+    assert abs(columns.mean() - 350) < 0.5 and abs(rows.mean() - 180) < 0.5

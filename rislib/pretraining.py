@@ -158,7 +158,7 @@ def _set_lengths(model: Contrastive, samples: CaptionedScenes) -> None:
 
 
 def vocabulary(scenes: int = 4000) -> list[str]:
-    """Every word piece that RefMini says, from captions and expressions of many scenes, sorted."""
+    """Every word piece that RefMini says, sorted: how data/vocab/refmini.txt was made."""
     captions = (
         _caption(sample_scene(s), random.Random(s)) for s in (f"vocabulary/{i}" for i in range(scenes))
     )
@@ -203,6 +203,7 @@ def pretrain(
     The JSON holds recipe, seed, machine, learning curve and retrieval accuracy on `test_scenes` scenes never
     trained on. Returns it.
     """
+    origin = provenance()  # now: the commit may be another one when the training ends
     torch.manual_seed(seed)
     tokenizer = ClipTokenizer(32, shipped_file("vocab/refmini.txt"), trim=True)
     builder, size = BUILDERS[name]
@@ -232,7 +233,7 @@ def pretrain(
         "recipe": {**vars(RECIPE), "minutes": minutes, "scenes": scenes, "seed": seed},
         "samples_seen": run.samples,
         "retrieval_percent_of_192": retrieval_accuracy(model, held_out),
-        **provenance(),
+        **origin,
         "curve": [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()][::20],
     }
     weights = {

@@ -67,6 +67,7 @@ def train_run(
     }
     if resume and (Path(out) / "run.json").exists():
         _check_same(record, read_record(out))
+    record |= provenance()  # now: the commit may be another one when the training ends
     _write_record(out, record)
     run = fit(
         network,
@@ -146,7 +147,7 @@ def read_log(run: Path | str) -> list[dict[str, Any]]:
 def _write_record(run: Path | str, facts: dict[str, Any]) -> None:
     Path(run).mkdir(parents=True, exist_ok=True)
     partial = Path(run) / "run.json.partial"
-    partial.write_text(json.dumps({**facts, **provenance()}, indent=1) + "\n")
+    partial.write_text(json.dumps(facts, indent=1) + "\n")
     os.replace(partial, Path(run) / "run.json")
 
 

@@ -229,6 +229,8 @@ def clip_rn_mini(vocab_size: int) -> ClipEncoder:
     vision = {"layers": (1, 1, 2, 2), "width": 16, "image_size": 192, "head_width": 32}  # 192 / 32 = 96 / 16
     encoder = _mini(vision, vocab_size)
     encoder.model.visual.avgpool = nn.Identity()
+    # A head of the pool can look at a place before it knows any content.
+    nn.init.normal_(encoder.model.visual.attnpool.positional_embedding, std=0.5)
     return encoder
 
 
@@ -263,4 +265,8 @@ def _full_size(name: str, pretrained: str | bool | None) -> ClipEncoder:
 
 def _mini(vision: dict, vocab_size: int) -> ClipEncoder:
     text = {"context_length": 32, "vocab_size": vocab_size, "width": 128, "heads": 4, "layers": 4}
-    return ClipEncoder(CLIP(embed_dim=256, vision_cfg=vision, text_cfg=text, quick_gelu=True))
+    model = CLIP(embed_dim=256, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    # open_clip's 0.02 drowns in what the first layers add: in a short training all sentences would be one.
+    nn.init.normal_(model.token_embedding.weight, std=0.5)
+    nn.init.normal_(model.positional_embedding, std=0.1)
+    return ClipEncoder(model)

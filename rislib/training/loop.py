@@ -17,8 +17,10 @@ many processes as there are GPUs; a batch is then shared out between them, so th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,6 +111,8 @@ def fit(
     }
 
     accelerator = _accelerator(recipe.precision)
+    if accelerator.device.type == "cpu":
+        _keep_memory()
     rank, processes = accelerator.process_index, accelerator.num_processes
     if recipe.batch_size % processes:
         raise ValueError(f"{processes} processes cannot share a batch of {recipe.batch_size} equally")
@@ -221,6 +225,16 @@ def _accelerator(precision: str) -> Accelerator:
     # Pretrained towers have parameters that no loss depends on, such as CLIP's temperature.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused])
+
+
+def _keep_memory() -> None:
+    """Ask glibc to keep freed memory. Else every large tensor is mapped anew, page by page: a third of a CPU step."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            trim_threshold, mmap_max = -1, -4  # malloc.h
+            libc.mallopt(trim_threshold, 2**31 - 1)
+            libc.mallopt(mmap_max, 0)
 
 
 def _optimiser(method: Method, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:

@@ -4,9 +4,10 @@ A scene is data (`sample_scene`); `paint` turns it into pixels and masks at any 
 one of its things into expressions through a logical form; `resolve` turns a form back into things.
 """
 
+from rislib.data.refmini.caption import describe
 from rislib.data.refmini.paint import Painting, paint
 from rislib.data.refmini.scene import CATEGORIES, COLOURS, PATTERNS, Outfit, Scene, Thing, sample_scene
-from rislib.data.refmini.speak import FLAVOURS, KINDS, Expression, Form, describe, resolve, say, speak
+from rislib.data.refmini.speak import FLAVOURS, KINDS, Expression, Form, resolve, say, speak
 
 __all__ = [
     "CATEGORIES",

@@ -416,24 +416,3 @@ def _place_words(place: str) -> tuple[str, ...]:
     if " " not in place:
         return PLACE_WORDS[place]
     return (f"in the {place} corner", f"{place}", f"on the {place}")
-
-
-def describe(scene: Scene, rng: random.Random) -> str:
-    """A caption that names one to three things with their looks and places, as photographs have.
-
-    Captions pretrain encoders. Like any caption they name things without setting them apart.
-    """
-    chosen = rng.sample(range(len(scene.things)), min(len(scene.things), rng.choice((1, 2, 3, 3))))
-    phrases = []
-    for index in chosen:
-        thing = scene.things[index]
-        form = Form(noun=_noun(thing, rng))
-        for _ in range(rng.choice((0, 1, 1, 1, 2))):
-            form = _with_attribute(form, thing, rng)
-        if thing.size != "medium" and rng.random() < 0.3:
-            form = replace(form, size=thing.size)
-        places = [p for p, holds in PLACES.items() if holds(thing, 0.0)]
-        if places and rng.random() < 0.8:
-            form = replace(form, place=rng.choice(places))
-        phrases.append(say(form, rng.choice(("refmini", "refminig")), rng))
-    return " and ".join(phrases)

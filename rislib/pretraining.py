@@ -108,7 +108,7 @@ class CaptionedScenes(Sequence[Sample]):
         self.bundles = bundles
         draw = partial(_draw, bundles=bundles, captions=captions, size=size)
         seeds = [f"pretrain/{seed}/{i}" for i in range(scenes)]
-        with ProcessPoolExecutor() as pool:
+        with ProcessPoolExecutor(initializer=torch.set_num_threads, initargs=(1,)) as pool:
             drawn = pool.map(draw, seeds, chunksize=64)
             drawn = list(tqdm(drawn, total=scenes, desc="drawing scenes", disable=not progress))
         self.pixels = np.stack([pixels for pixels, _ in drawn])  # (scenes, size, size, 3) uint8

@@ -46,8 +46,8 @@ class Contrastive(nn.Module):
 
     Two changes to CLIP's loss, ours, since minutes are not weeks. Captions of strangers differ in what they
     name, so that a tower would never need places or sizes: each picture also tells its captions from their
-    lies (as in NegCLIP, Yuksekgonul et al., 2023, arXiv 2210.01936). And besides the picture's vector, the best of
-    its dense features answers (as in FILIP, Yao et al., 2022, arXiv 2111.07783): a thing is found where it is.
+    lies (as in NegCLIP, Yuksekgonul et al., 2023, arXiv 2210.01936). And besides the picture's vector, the
+    best of its dense features answers (as in FILIP, Yao et al., 2022, arXiv 2111.07783).
     """
 
     def __init__(self, encoder: ClipEncoder, tokenizer: ClipTokenizer, size: int) -> None:
@@ -65,7 +65,7 @@ class Contrastive(nn.Module):
         return ()
 
     def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """B pictures, T captions -> scaled similarities (B, T), by the picture's vector and by its best cell."""
+        """B pictures, T captions -> scaled similarities (B, T): by the picture's vector, by its best cell."""
         seen = self.encoder.encode_image(image)
         sentences = F.normalize(self.encoder.encode_text(tokens).sentence.float(), dim=-1)  # (T, C)
         vectors = F.normalize(seen.vector.float(), dim=-1)  # (B, C)
@@ -138,7 +138,7 @@ class CaptionedScenes(Sequence[Sample]):
 
 
 def _draw(seed: str, bundles: int, captions: int, size: int) -> tuple[np.ndarray, list[str]]:
-    """A painted scene and its captions. Half of the scenes show a single thing, as most pictures on the web do."""
+    """A painted scene and its captions. Half of the scenes show one thing, as most pictures on the web do."""
     rng = random.Random(f"describe/{seed}")
     scene = sample_scene(seed)
     few = sorted(rng.sample(range(len(scene.things)), rng.choice((1, 1, 1, 2, 3, len(scene.things)))))

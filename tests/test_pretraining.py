@@ -22,7 +22,7 @@ def tokenizer() -> ClipTokenizer:
 
 @pytest.fixture(scope="module")
 def scenes() -> CaptionedScenes:
-    return CaptionedScenes("test of pretraining", 256, captions=2, size=96, progress=False)
+    return CaptionedScenes("test of pretraining", 256, bundles=2, progress=False)
 
 
 @pytest.fixture(params=[(clip_rn_mini, 96), (clip_vit_mini, 128)], ids=["rn", "vit"])
@@ -32,33 +32,50 @@ def model(request, tokenizer: ClipTokenizer) -> Contrastive:
     return Contrastive(builder(tokenizer.vocab_size), tokenizer, size).eval()
 
 
-def test_mirrored_words(model: Contrastive, tokenizer: ClipTokenizer):
-    """In a mirror, left is right, also inside "leftmost"; nothing else changes, and twice is once."""
-    sentences = ["leftmost dog", "the cup on the right", "red ball"]
-    tokens, _ = tokenizer(sentences)
-    mirrored = model.mirrored[tokens]
-    expected, _ = tokenizer(["rightmost dog", "the cup on the left", "red ball"])
-    assert torch.equal(mirrored, expected)
-    assert torch.equal(model.mirrored[mirrored], tokens)
+def test_tokens_are_captions_first_and_then_their_lies(model: Contrastive, tokenizer: ClipTokenizer):
+    tokens, _ = model.tokenize(["red dog\tred cat\nleft car\tright car", "a\tb\nc\td"])
+    expected, _ = tokenizer(["red dog", "left car", "a", "c", "red cat", "right car", "b", "d"])
+    assert torch.equal(tokens, expected)
+
+
+def test_similarities_equal_a_naive_loop(model: Contrastive, scenes: CaptionedScenes):
+    """Cosines times the temperature; of the cells, the logarithm of the mean of their exponentials."""
+    batch = make_batch([scenes[i] for i in range(0, 4, 2)], model.preprocessing, model.tokenize)
+    with torch.no_grad():
+        by_vector, by_cell = model(batch.image, batch.tokens)
+        sentences = model.encoder.encode_text(batch.tokens).sentence
+        scale = model.encoder.model.logit_scale.exp()
+        for i, picture in enumerate(batch.image):
+            seen = model.encoder.encode_image(picture[None])
+            for j, sentence in enumerate(sentences):
+                expected = scale * F.cosine_similarity(seen.vector[0], sentence, dim=0)
+                torch.testing.assert_close(by_vector[i, j], expected, rtol=1e-3, atol=1e-4)
+                cells = [F.cosine_similarity(c, sentence, dim=0) for c in seen.dense[0].flatten(1).T]
+                expected = (scale * torch.stack(cells)).exp().mean().log()
+                torch.testing.assert_close(by_cell[i, j], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_loss_equals_a_naive_loop(model: Contrastive, scenes: CaptionedScenes):
-    """Every picture that has a side is there twice; -log softmax of the own pair, in rows and in columns."""
-    batch = make_batch([scenes[i] for i in range(0, 20, 2)], model.preprocessing, model.tokenize)
-    pairs = list(zip(batch.image, batch.tokens, strict=True))
-    for image, tokens in pairs[:]:
-        exchanged = model.mirrored[tokens]
-        if not torch.equal(exchanged, tokens):
-            pairs.append((image.flip(-1), exchanged))
-    assert len(pairs) > len(batch.image)
-    with torch.no_grad():
-        losses = model.losses(batch)
-        rows = model(torch.stack([p for p, _ in pairs]), torch.stack([t for _, t in pairs]))
-    own = range(len(pairs))
-    picture_to_caption = -sum(rows[i].log_softmax(0)[i] for i in own) / len(pairs) / 2
-    caption_to_picture = -sum(rows[:, i].log_softmax(0)[i] for i in own) / len(pairs) / 2
-    torch.testing.assert_close(losses["picture_to_caption"], picture_to_caption)
-    torch.testing.assert_close(losses["caption_to_picture"], caption_to_picture)
+    """A picture looks for each of its captions among the others' and its own lies; a caption for its picture."""
+    n, k = 5, 2
+    batch = make_batch([scenes[i] for i in range(0, 2 * n, 2)], model.preprocessing, model.tokenize)
+    similarity = torch.randn(n, 2 * n * k, generator=torch.Generator().manual_seed(3))
+    model.forward = lambda image, tokens: (similarity, 2 * similarity)
+    losses = model.losses(batch)
+    for name, rows in (("global", similarity), ("local", 2 * similarity)):
+        to_caption, to_picture = [], []
+        for i in range(n):
+            for c in range(k):
+                column = i * k + c
+                others = [rows[i, j * k + c] for j in range(n) if j != i]
+                lies = [rows[i, n * k + i * k + lie] for lie in range(k)]
+                candidates = torch.stack([rows[i, column], *others, *lies])
+                to_caption.append(-candidates.log_softmax(0)[0])
+                to_picture.append(-rows[:, column].log_softmax(0)[i])
+        expected = torch.stack(to_caption).mean() / 4
+        torch.testing.assert_close(losses[f"{name}_picture_to_caption"], expected)
+        expected = torch.stack(to_picture).mean() / 4
+        torch.testing.assert_close(losses[f"{name}_caption_to_picture"], expected)
 
 
 def test_lengths_change_and_directions_do_not(model: Contrastive, scenes: CaptionedScenes):
@@ -68,25 +85,34 @@ def test_lengths_change_and_directions_do_not(model: Contrastive, scenes: Captio
         _set_lengths(model, scenes)
         after = model(batch.image, batch.tokens)
         vector = model.encoder.encode_image(batch.image, dense=False).vector
-    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
+    for similarities in zip(before, after, strict=True):
+        torch.testing.assert_close(*similarities, rtol=1e-3, atol=1e-3)
     assert vector.pow(2).mean().sqrt() == pytest.approx(0.5, rel=0.2)
 
 
 def test_retrieval_accuracy_of_chance_and_of_a_cheat(model: Contrastive, scenes: CaptionedScenes):
     """An untrained network is near chance; one that knows which is which finds all."""
     chance = retrieval_accuracy(model, scenes, candidates=128)
-    assert all(value < 6 for value in chance.values())
-    model.forward = lambda image, tokens: torch.eye(len(image))
+    assert all(value < 6 for name, value in chance.items() if not name.endswith("truth"))
+    assert all(35 < value < 65 for name, value in chance.items() if name.endswith("truth"))
+
+    def knows_all(image, tokens):
+        own = torch.eye(len(image)).repeat_interleave(2, dim=1)  # (B, 2B): two captions each
+        return 2 * (torch.cat([own, 0 * own], dim=1),)
+
+    model.forward = knows_all
     assert retrieval_accuracy(model, scenes, candidates=128) == dict.fromkeys(chance, 100.0)
 
 
 def test_captioned_scenes_are_seeded_and_apart():
-    once, again = (CaptionedScenes("a", 3, captions=2, size=64, progress=False) for _ in range(2))
-    other = CaptionedScenes("b", 3, captions=2, size=64, progress=False)
+    once, again = (CaptionedScenes("a", 3, bundles=2, captions=3, progress=False) for _ in range(2))
+    other = CaptionedScenes("b", 3, bundles=2, captions=3, progress=False)
     assert (once.pixels == again.pixels).all() and once.captions == again.captions
     assert (once.pixels != other.pixels).any()
     assert once.by_reference() == [[0, 1], [2, 3], [4, 5]]
     assert once[3].expression == once.captions[1][1] and once[3].image_id == 1
+    pairs = [pair.split("\t") for pair in once[0].expression.split("\n")]
+    assert len(pairs) == 3 and all(caption != lie for caption, lie in pairs)
 
 
 def test_pretrain_leaves_weights_that_can_be_gone_on_from(tmp_path, monkeypatch, tokenizer):

@@ -213,7 +213,7 @@ def test_every_word_is_in_the_shipped_vocabulary():
     sentences = []
     for i in range(300):
         scene, rng = sample_scene(f"words/{i}"), random.Random(i)
-        sentences.append(describe(scene, rng))
+        sentences += describe(scene, rng)
         for flavour in FLAVOURS:
             sentences += [e.text for e in speak(scene, i % len(scene.things), flavour, rng)]
     tokens, _ = tokenizer(sentences)

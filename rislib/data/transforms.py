@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -201,12 +202,23 @@ def _sample(
     mode: str,
 ) -> Tensor:
     """planes (C, h, w) read at `scale * index + offset`, 0 beyond the edge -> (C, height, width)."""
-    source_height, source_width = planes.shape[-2:]
+    grid = _grid(scale, offset, height, width, *planes.shape[-2:])
+    return F.grid_sample(planes[None], grid[None].to(planes), mode=mode, align_corners=False)[0]
+
+
+@lru_cache(maxsize=16)  # the pictures of a training mostly have few sizes
+def _grid(
+    scale: tuple[float, float],
+    offset: tuple[float, float],
+    height: int,
+    width: int,
+    source_height: int,
+    source_width: int,
+) -> Tensor:
+    """Where to read, in `grid_sample`'s coordinates: (height, width, 2), float64."""
     columns = torch.arange(width, dtype=torch.float64) * scale[0] + offset[0]
     rows = torch.arange(height, dtype=torch.float64) * scale[1] + offset[1]
     # grid_sample counts in half sides: -1 and 1 are the outer edges of the first and last pixel.
     x = (2 * columns + 1) / source_width - 1
     y = (2 * rows + 1) / source_height - 1
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (height, width, 2)
-    sampled = F.grid_sample(planes[None], grid[None].to(planes), mode=mode, align_corners=False)
-    return sampled[0]
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)

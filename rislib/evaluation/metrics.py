@@ -55,10 +55,10 @@ class Scores:
 
     eps: float = 0.0
     strict: bool = False
-    intersections: list[int] = field(default_factory=list)
-    unions: list[int] = field(default_factory=list)
-    image_ids: list[int] = field(default_factory=list)
-    kinds: list[str | None] = field(default_factory=list)
+    intersections: list[int] = field(default_factory=list, repr=False)
+    unions: list[int] = field(default_factory=list, repr=False)
+    image_ids: list[int] = field(default_factory=list, repr=False)
+    kinds: list[str | None] = field(default_factory=list, repr=False)
 
     def add(
         self, prediction: np.ndarray, target: np.ndarray, *, image_id: int, kind: str | None = None

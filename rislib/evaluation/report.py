@@ -50,6 +50,9 @@ class Report:
             },
         }
 
+    def __str__(self) -> str:
+        return self.table()
+
     def table(self) -> str:
         """The same for a terminal. The protocol's headline metric comes first."""
         pictures = len(set(self.scores.image_ids))

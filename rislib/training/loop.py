@@ -228,7 +228,7 @@ def _accelerator(precision: str) -> Accelerator:
 
 
 def _keep_memory() -> None:
-    """Ask glibc to keep freed memory. Else every large tensor is mapped anew, page by page: a third of a CPU step."""
+    """Ask glibc to keep freed memory: mapping every large tensor anew takes a third of a CPU step."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # musl has none

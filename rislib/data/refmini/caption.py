@@ -1,8 +1,8 @@
 """Captions of whole scenes, true and false: what encoders are pretrained on.
 
-A caption names a few things with their looks and places. Like any caption it does not set them apart. Its lie is
-the same caption with one condition changed so that nothing in the scene meets it: a contrast that
-cannot be had by listening to the names alone.
+A caption names one or two things with their looks and places; like any caption it does not set them apart.
+Its lie is the same caption with one condition changed, so that nothing in the scene meets it: a contrast
+that cannot be had by listening to the names alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rislib.data.refmini.speak import (
 
 
 def describe(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A true caption of one to three things, and its lie."""
+    """A true caption of one or two things, and its lie."""
     chosen = rng.sample(range(len(scene.things)), min(len(scene.things), rng.choice((1, 2))))
     forms = [_form(scene, index, rng) for index in chosen]
     lies = list(forms)

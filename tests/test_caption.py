@@ -24,7 +24,7 @@ def _forms(monkeypatch, scenes: int) -> list:
 
 
 def test_captions_are_true_and_lies_are_not(monkeypatch):
-    """Every part of a caption denotes something; a lie changes one condition of one part, and denotes nothing."""
+    """Every part of a caption denotes something; a lie changes one condition of one, which denotes nothing."""
     for scene, true, lie in _forms(monkeypatch, 300):
         assert all(resolve(form, scene) for form in true)
         changed = [(a, b) for a, b in zip(true, lie, strict=True) if a != b]

@@ -29,7 +29,7 @@ from rislib.data.refmini import (
     speak,
 )
 from rislib.data.refmini.build import SPLIT_BY, build_refmini, draw_picture
-from rislib.data.refmini.speak import is_clear, kind_of
+from rislib.data.refmini.forms import is_clear, kind_of
 from rislib.encoders import shipped_file
 from rislib.encoders.tokenizers import UNKNOWN, ClipTokenizer
 

@@ -73,6 +73,8 @@ class CRIS(Method):
         contrastive: False puts a classifier that never sees the sentence in its place (ablation "Con.").
         dice: weight of an additional Dice loss, ours: it spares short trainings the time in which cross
             entropy on few pixels answers "nothing".
+        mask_resize: how the mask comes down to the logits' stride. "area", ours, keeps the edge that "nearest" loses
+            where a map has few cells.
 
     Raises:
         ValueError: `clip` has a ViT as image tower, or `kernel` is unknown.
@@ -93,6 +95,7 @@ class CRIS(Method):
         kernel: Literal["conv3x3", "inner_product"] = "conv3x3",
         contrastive: bool = True,
         dice: float = 0.0,
+        mask_resize: Literal["nearest", "area"] = "nearest",
     ) -> None:
         super().__init__()
         if not clip.stage_widths:
@@ -117,6 +120,7 @@ class CRIS(Method):
         )
         self.contrastive = contrastive
         self.dice = dice
+        self.mask_resize = mask_resize
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)
@@ -148,7 +152,7 @@ class CRIS(Method):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"text_to_pixel": scalar} or, not contrastive, {"cross_entropy": scalar}; perhaps "dice"."""
         logits = self(batch.image, batch.tokens, batch.token_mask).float()
-        target = F.interpolate(batch.mask, size=logits.shape[2:], mode="nearest").float()
+        target = F.interpolate(batch.mask, size=logits.shape[2:], mode=self.mask_resize).float()
         name = "text_to_pixel" if self.contrastive else "cross_entropy"
         losses = {name: F.binary_cross_entropy_with_logits(logits, target)}
         if self.dice:
@@ -290,5 +294,6 @@ def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
         "dropout": 0.0,
         "projector_width": 48,
         "dice": 1.0,
+        "mask_resize": "area",
     }
     return CRIS(clip, tokenizer, **(mini | options))

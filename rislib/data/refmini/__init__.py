@@ -5,9 +5,11 @@ one of its things into expressions through a logical form; `resolve` turns a for
 """
 
 from rislib.data.refmini.caption import describe
+from rislib.data.refmini.forms import KINDS, Form, resolve
 from rislib.data.refmini.paint import Painting, paint
 from rislib.data.refmini.scene import CATEGORIES, COLOURS, PATTERNS, Outfit, Scene, Thing, sample_scene
-from rislib.data.refmini.speak import FLAVOURS, KINDS, Expression, Form, resolve, say, speak
+from rislib.data.refmini.speak import FLAVOURS, Expression, speak
+from rislib.data.refmini.wording import say
 
 __all__ = [
     "CATEGORIES",

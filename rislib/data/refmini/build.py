@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 
 from rislib.data.masks import encode_mask
 from rislib.data.refcoco import RefDataset, load_refcoco
+from rislib.data.refmini.forms import Form
 from rislib.data.refmini.paint import Painting, paint
 from rislib.data.refmini.scene import CATEGORIES, Scene, sample_scene
-from rislib.data.refmini.speak import FLAVOURS, Expression, Form, speak
+from rislib.data.refmini.speak import FLAVOURS, Expression, speak
 
 SPLIT_BY = "rislib"
 WORLD = 1  # goes up whenever the same seed gives another world, so that no old one is taken for it

@@ -10,19 +10,13 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+from rislib.data.refmini.forms import PEOPLE, PLACES, RELATIONS, SLACK, Form, resolve
 from rislib.data.refmini.scene import CLOTH, COLOURS, MODELS, NAMES, Scene
-from rislib.data.refmini.speak import (
-    PEOPLE,
-    PLACES,
-    RELATIONS,
-    SLACK,
-    Form,
-    _landmark,
-    _noun,
-    _with_attribute,
-    resolve,
-    say,
-)
+from rislib.data.refmini.speak import landmark, noun_for, with_attribute
+from rislib.data.refmini.wording import say
+
+# What can be changed, and how often, relative to the others: more often what towers are slow to see.
+LIES = {"noun": 3, "pattern": 3, "wears": 3, "size": 1.5, "colour": 1, "place": 1, "relation": 1}
 
 
 def describe(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -45,16 +39,16 @@ def _say_all(forms: list[Form], flavour: str, wording: float) -> str:
 def _form(scene: Scene, index: int, rng: random.Random) -> Form:
     """Something true of a thing."""
     thing = scene.things[index]
-    form = Form(noun=_noun(thing, rng))
+    form = Form(noun=noun_for(thing, rng))
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
-        form = _with_attribute(form, thing, rng)
+        form = with_attribute(form, thing, rng)
     if thing.size != "medium" and rng.random() < 0.4:
         form = replace(form, noun=thing.name, size=thing.size)
     others = [i for i in range(len(scene.things)) if i != index]
     if others and rng.random() < 0.2:
         other = rng.choice(others)
         names = [n for n, holds in RELATIONS.items() if holds(thing, scene.things[other], 0.0)]
-        relation = (rng.choice(names), _landmark(scene, other, rng)) if names else None
+        relation = (rng.choice(names), landmark(scene, other, rng)) if names else None
         if relation and resolve(replace(form, relation=relation), scene):
             return replace(form, relation=relation)
     places = [p for p, holds in PLACES.items() if holds(thing, 0.0)]
@@ -63,9 +57,9 @@ def _form(scene: Scene, index: int, rng: random.Random) -> Form:
 
 def _lie(form: Form, scene: Scene, rng: random.Random) -> Form:
     """The form with one condition changed, so that it denotes nothing; the form itself if none was found."""
+    parts = ["noun", *(part for part in LIES if getattr(form, part) is not None and part != "noun")]
     for _ in range(10):
-        parts = [p for p in ("colour", "pattern", "size", "wears", "place", "relation") if getattr(form, p)]
-        part = rng.choice([*parts, *parts, "noun"])
+        (part,) = rng.choices(parts, [LIES[part] for part in parts])
         lie = replace(form, **{part: _otherwise(form, part, scene, rng)})
         if lie != form and not any(resolve(lie, scene, slack) for slack in (-SLACK, 0.0, SLACK)):
             return lie

@@ -25,7 +25,7 @@ from rislib.data.refmini.scene import CATEGORIES, Scene, sample_scene
 from rislib.data.refmini.speak import FLAVOURS, Expression, speak
 
 SPLIT_BY = "rislib"
-WORLD = 1  # goes up whenever the same seed gives another world, so that no old one is taken for it
+WORLD = 2  # goes up whenever the same seed gives another world, so that no old one is taken for it
 SPLITS = {"train": "any", "val": "any", "testA": "people", "testB": "things"}  # split -> cast
 REFERENCES_PER_PICTURE = 3
 SMALLEST = 0.008  # of the picture: nobody is asked for fewer pixels

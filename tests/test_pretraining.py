@@ -56,7 +56,7 @@ def test_similarities_equal_a_naive_loop(model: Contrastive, scenes: CaptionedSc
 
 
 def test_loss_equals_a_naive_loop(model: Contrastive, scenes: CaptionedScenes):
-    """A picture looks for each of its captions among the others' and its own lies; a caption for its picture."""
+    """A picture looks for its captions among others and its own lies, a caption for its picture."""
     n, k = 5, 2
     batch = make_batch([scenes[i] for i in range(0, 2 * n, 2)], model.preprocessing, model.tokenize)
     similarity = torch.randn(n, 2 * n * k, generator=torch.Generator().manual_seed(3))

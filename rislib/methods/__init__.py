@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from rislib.methods.cris import CRIS, cris_mini, cris_r50, cris_r101
+from rislib.methods.lavt import LAVT, lavt, lavt_mini
+from rislib.methods.magnet import MagNet, magnet, magnet_mini
 from rislib.nouns import Method
 
 BUILDERS = {
     ("cris", "mini"): cris_mini,
     ("cris", "r50"): cris_r50,
     ("cris", "r101"): cris_r101,
+    ("lavt", "mini"): lavt_mini,
+    ("lavt", "base"): lavt,
+    ("magnet", "mini"): magnet_mini,
+    ("magnet", "base"): magnet,
 }
 
 
@@ -23,4 +29,17 @@ def build(method: str, preset: str, **options) -> Method:
     return BUILDERS[method, preset](**options)
 
 
-__all__ = ["BUILDERS", "CRIS", "build", "cris_mini", "cris_r50", "cris_r101"]
+__all__ = [
+    "BUILDERS",
+    "CRIS",
+    "LAVT",
+    "MagNet",
+    "build",
+    "cris_mini",
+    "cris_r50",
+    "cris_r101",
+    "lavt",
+    "lavt_mini",
+    "magnet",
+    "magnet_mini",
+]

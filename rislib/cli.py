@@ -15,21 +15,58 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Draw RefMini; check any dataset in RefCOCO's layout.", no_args_is_help=True)
+data_app = typer.Typer(help="Draw RefMini; get and check RefCOCO.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Data = Annotated[str, typer.Option(help="refmini, refmini+, refminig, or a folder in RefCOCO's layout.")]
 
 
 @data_app.command("check")
-def data_check(folder: Path) -> None:
-    """Read everything in FOLDER; print counts per split, a line per fault; exit status 1 if there are any."""
+def data_check(
+    folder: Path,
+    subset: Annotated[
+        bool, typer.Option("--subset", help="A part on purpose: do not ask for the published counts.")
+    ] = False,
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="Seconds, not minutes: no pictures, no masks.")
+    ] = False,
+) -> None:
+    """Read everything in FOLDER; print counts per split, a line per fault; exit status 1 if there are any.
+
+    refcoco, refcoco+ and refcocog must have the published counts of references, sentences and images.
+    """
     from rislib.data.check import check_folder
 
-    report = check_folder(folder, progress=True)
+    report = check_folder(folder, pixels=not index_only, published=not subset, progress=True)
     for line in report.lines():
         typer.echo(line)
+    if report.differences:
+        typer.echo("Is this a part of the dataset on purpose? Then say --subset.", err=True)
     raise typer.Exit(0 if report.ok else 1)
+
+
+@data_app.command("get")
+def data_get(
+    names: Annotated[list[str], typer.Argument(help="refcoco, refcoco+, refcocog; train2014: the pictures.")],
+    out: Annotated[Path, typer.Option(help="The data folder.")],
+) -> None:
+    """Download NAMES, going on where an earlier try broke off, check and unpack them."""
+    from rislib.data.download import get
+
+    for name in names:
+        typer.echo(get(name, out, progress=True))
+
+
+@data_app.command("convert")
+def data_convert(
+    dataset: Annotated[str, typer.Argument(help="refcoco, refcoco+ or refcocog")],
+    files: Annotated[list[Path], typer.Argument(help="Tables of the Hugging Face hub's jxu124/refcoco.")],
+    out: Annotated[Path, typer.Option(help="The data folder.")],
+) -> None:
+    """Bring the hub's tables (.parquet, .json, .jsonl) into RefCOCO's layout."""
+    from rislib.data.hub import convert_hub
+
+    typer.echo(f"{out / dataset}/refs({convert_hub(files, out, dataset)}).json")
 
 
 @data_app.command("build")

@@ -24,7 +24,7 @@ def _forms(monkeypatch, scenes: int) -> list:
 
 
 def test_captions_are_true_and_lies_are_not(monkeypatch):
-    """Every part of a caption denotes something; a lie changes one condition of one, which denotes nothing."""
+    """Every part of a caption denotes something; a lie changes one condition and is not."""
     for scene, true, lie in _forms(monkeypatch, 300):
         assert all(resolve(form, scene) for form in true)
         changed = [(a, b) for a, b in zip(true, lie, strict=True) if a != b]
@@ -48,9 +48,7 @@ def test_a_lie_words_what_it_shares_alike(seed: int):
     """What differs between the two sentences lies between a common beginning and a common end."""
     caption, lie = (s.split() for s in describe(sample_scene(f"words/{seed}"), random.Random(seed)))
     same_start = next((i for i, (a, b) in enumerate(zip(caption, lie, strict=False)) if a != b), 0)
-    same_end = next(
-        (i for i, (a, b) in enumerate(zip(caption[::-1], lie[::-1], strict=False)) if a != b), 0
-    )
+    same_end = next((i for i, (a, b) in enumerate(zip(caption[::-1], lie[::-1], strict=False)) if a != b), 0)
     assert caption != lie
     assert len(caption) - same_start - same_end <= 6
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rislib.data import check_folder
 from rislib.data.check import Count
+from rislib.data.published import PUBLISHED, Size
 
 
 @pytest.fixture
@@ -58,6 +59,24 @@ def test_counts(root: Path) -> None:
     lines = report.lines()
     assert len(lines) == 7 and lines[-1] == "no fault"
     assert "refa (me) train" in lines[0] and "8 sentences" in lines[0]
+
+
+def test_counts_are_held_against_the_published_ones(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"train": Size(4, 8, 2), "val": Size(2, 4, 1)}
+    monkeypatch.setitem(PUBLISHED, ("refb", "me"), sizes)
+    assert check_folder(root).ok
+    edit(root / "refb/refs(me).json", lambda references: references.pop())
+    report = check_folder(root)
+    assert not report.ok and report.faults == ()
+    assert report.differences == (
+        "refb (me) val: 1 references, but 2 are published",
+        "refb (me) val: 2 sentences, but 4 are published",
+    )
+    assert report.lines()[6:] == [*report.differences, "no fault, 2 of the counts not as published"]
+    assert check_folder(root, published=False).ok
+    (root / "refb/refs(me).json").write_text("[{")  # one fault, not one per split
+    report = check_folder(root)
+    assert len(report.faults) == 1 and report.differences == ()
 
 
 def test_all_faults_are_listed_at_once(root: Path) -> None:

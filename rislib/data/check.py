@@ -1,4 +1,4 @@
-"""Reads a whole folder of data and lists everything that is wrong with it."""
+"""Reads a whole folder of data and lists everything that is wrong with it, or unlike what was published."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError
-from rislib.data.refcoco import Instances, Record, find_datasets, read_instances, read_references
+from rislib.data.published import Size, differences
+from rislib.data.refcoco import (
+    Instances,
+    Record,
+    collector_paused,
+    find_datasets,
+    read_instances,
+    read_references,
+)
 
 
 @dataclass(frozen=True)
@@ -33,21 +41,30 @@ class Report:
     """What `check_folder` found."""
 
     counts: tuple[Count, ...]
-    faults: tuple[str, ...]  # one line each
+    faults: tuple[str, ...]  # what is wrong, one line each
+    differences: tuple[str, ...] = ()  # which counts are not the published ones, one line each
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.faults
+        """Whether nothing is wrong, and everything as published."""
+        return not self.faults and not self.differences
 
     def lines(self) -> list[str]:
-        """The report for a terminal: the counts, then the faults, then their number."""
-        end = "no fault" if self.ok else f"{len(self.faults)} fault{'s' if len(self.faults) > 1 else ''}"
-        return [*map(str, self.counts), *self.faults, end]
+        """The report for a terminal: the counts, a line for all that is wrong, then how many these are."""
+        number = len(self.faults)
+        end = f"{number:,} fault{'s' if number > 1 else ''}" if number else "no fault"
+        if self.differences:
+            end += f", {len(self.differences):,} of the counts not as published"
+        return [*map(str, self.counts), *self.faults, *self.differences, end]
 
 
-def check_folder(root: str | Path, *, pixels: bool = True, progress: bool = False) -> Report:
+def check_folder(
+    root: str | Path, *, pixels: bool = True, published: bool = True, progress: bool = False
+) -> Report:
     """Reads every index under `root` and, with `pixels`, every picture and every mask.
+
+    With `published`, the counts of refcoco, refcoco+ and refcocog are held against the published ones: not
+    what one wants where the folder holds a part of them on purpose. Other names have no such counts.
 
     It goes on after a fault, so that one run lists all of them. A record with a fault is left out, so
     what refers to it is listed as well. One picture is held in memory at a time.
@@ -58,15 +75,16 @@ def check_folder(root: str | Path, *, pixels: bool = True, progress: bool = Fals
     if not datasets:
         check.fault(DataError("no <dataset>/refs(<split_by>).p or .json", file=root.name))
     for dataset in sorted({name for name, _ in datasets}):
-        instances = read_instances(root, dataset, check.fault)
-        referred: set[int] = set()
-        for split_by in (by for name, by in datasets if name == dataset):
-            records = read_references(root, dataset, split_by, instances, check.fault)
-            check.count(dataset, split_by, records)
-            referred |= {record.ann_id for record in records}
+        with collector_paused():
+            instances = read_instances(root, dataset, check.fault)
+            referred: set[int] = set()
+            for split_by in (by for name, by in datasets if name == dataset):
+                records = read_references(root, dataset, split_by, instances, check.fault)
+                check.count(dataset, split_by, records, published)
+                referred |= {record.ann_id for record in records}
         if pixels:
             check.read_pixels(instances, referred, progress)
-    return Report(tuple(check.counts), tuple(check.faults))
+    return Report(tuple(check.counts), tuple(check.faults), tuple(check.differences))
 
 
 @dataclass
@@ -75,18 +93,27 @@ class _Check:
 
     counts: list[Count] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
 
     def fault(self, error: DataError) -> None:
         self.faults.append(" ".join(str(error).split()))  # a file name may hold a line break
 
-    def count(self, dataset: str, split_by: str, records: Sequence[Record]) -> None:
+    def count(self, dataset: str, split_by: str, records: Sequence[Record], published: bool) -> None:
         splits: dict[str, list[Record]] = {}
         for record in records:
             splits.setdefault(record.split, []).append(record)
-        for split, members in splits.items():
-            references = len({record.ref_id for record in members})
-            images = len({record.image_id for record in members})
-            self.counts.append(Count(dataset, split_by, split, references, len(members), images))
+        sizes = {
+            split: Size(
+                references=len({record.ref_id for record in members}),
+                sentences=len(members),
+                images=len({record.image_id for record in members}),
+            )
+            for split, members in splits.items()
+        }
+        for split, size in sizes.items():
+            self.counts.append(Count(dataset, split_by, split, size.references, size.sentences, size.images))
+        if published and records:  # an unreadable file is one fault, not one per split
+            self.differences.extend(differences(dataset, split_by, sizes))
 
     def read_pixels(self, instances: Instances, referred: set[int], progress: bool) -> None:
         """Opens every picture and decodes its masks; those of a faulty picture have no size to go by."""

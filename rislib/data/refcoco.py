@@ -181,7 +181,7 @@ def load_refcoco(
     Raises:
         DataError: if the index is missing or wrong, or has no such split.
     """
-    with _collector_paused():
+    with collector_paused():
         objects = read_instances(Path(root), dataset)
         records = read_references(Path(root), dataset, split_by, objects)
     name = f"{dataset} ({split_by})"
@@ -215,7 +215,7 @@ def read_instances(root: Path, dataset: str, on_fault: Fault = raise_fault) -> I
         document = _load_json(root / found.file)
         if not isinstance(document, dict):
             raise DataError(f"{_type(document)} instead of an object")
-        _read_pictures(document, found, root, _picture_folder(root, dataset), on_fault)
+        _read_pictures(document, found, root, picture_folder(root, dataset), on_fault)
         _read_annotations(document, found, _read_categories(document, found.file, on_fault), on_fault)
     return found
 
@@ -313,7 +313,7 @@ def _load_json(path: Path) -> Any:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Millions of small lists, none of them garbage: the collector would search them again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -324,7 +324,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _picture_folder(root: Path, dataset: str) -> Path:
+def picture_folder(root: Path, dataset: str) -> Path:
     folders = [root / "images" / dataset, root / "images/train2014", root / "images/mscoco/images/train2014"]
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 

@@ -73,8 +73,8 @@ class CRIS(Method):
         contrastive: False puts a classifier that never sees the sentence in its place (ablation "Con.").
         dice: weight of an additional Dice loss, ours: it spares short trainings the time in which cross
             entropy on few pixels answers "nothing".
-        mask_resize: how the mask comes down to the logits' stride. "area", ours, keeps the edge that "nearest"
-            loses where a map has few cells.
+        mask_resize: how the mask comes down to the logits' stride: "nearest", or "area", ours, which keeps
+            the edge where a map has few cells.
 
     Raises:
         ValueError: `clip` has a ViT as image tower, or `kernel` is unknown.

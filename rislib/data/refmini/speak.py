@@ -16,7 +16,7 @@ from rislib.data.refmini.wording import say
 
 FLAVOURS = ("refmini", "refmini+", "refminig")
 # What is proposed, how often relative to the others, so that the shares of the kinds come near those of the
-# benchmarks that the flavours are named after (counted in their sentences: RefCOCO says where in every second).
+# benchmarks that the flavours are named after, as we counted them: RefCOCO says where in every second.
 THEMES = {
     "refmini": {"noun": 1.5, "attribute": 2.0, "size": 0.5, "place": 12.0, "pick": 1.8, "relation": 2.0},
     "refmini+": {"noun": 4.0, "attribute": 4.0, "size": 0.5, "pick": 0.7},

@@ -1,21 +1,17 @@
 """The README's opening picture: `python results/hero.py RUN`.
 
-Eight expressions of RefMini val that turn on a colour, of eight pictures, drawn by lot.
+Eight expressions of RefMini val, of eight pictures, drawn by lot and not by success.
 """
 
-import random
 import sys
 from pathlib import Path
 
 from rislib.data import open_split
+from rislib.demo import one_per_picture
 from rislib.predict import Predictor
 from rislib.viz import hero
 
-samples = open_split("refmini", "val")
-of_colour = [i for i, record in enumerate(samples.records) if record.kind == "colour"]
-random.Random(0).shuffle(of_colour)
-first_of_picture = {samples.records[i].image_id: i for i in reversed(of_colour)}
-chosen = [samples[i] for i in of_colour if first_of_picture[samples.records[i].image_id] == i][:8]
+chosen = one_per_picture(open_split("refmini", "val"), 8, seed=0)
 
 predictor = Predictor.from_run(sys.argv[1])
 masks = []

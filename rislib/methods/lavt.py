@@ -166,7 +166,8 @@ class LAVT(Method):
 class PWAM(nn.Module):
     """Pixel-word attention: each pixel gathers the words that matter to it and is multiplied with them.
 
-    Padding is masked in the softmax, and so need not be multiplied by zero as in the published code.
+    Padding is masked in the softmax, and so need not be multiplied by zero as in the published code. The
+    order of operations is that code's: nearly equal summaries, less their mean, are sensitive to rounding.
     """
 
     def __init__(self, width: int, text_width: int, heads: int = 1, dropout: float = 0.0) -> None:
@@ -184,12 +185,13 @@ class PWAM(nn.Module):
         h, w, width = x.shape[1:]
         x = x.flatten(1, 2).transpose(1, 2)  # (B, width, h*w)
         q, k, v = (
-            y.unflatten(1, (self.heads, -1)).transpose(2, 3)  # (B, heads, h*w or L, width / heads)
+            y.unflatten(1, (self.heads, -1))  # (B, heads, width / heads, h*w or L)
             for y in (self.query(x), self.key(words), self.value(words))
         )
-        mask = token_mask.bool()[:, None, None]  # (B, 1, 1, L)
-        summary = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=width**-0.5)
-        summary = self.read(summary.transpose(2, 3).flatten(1, 2))  # (B, width, h*w)
+        scores = q.transpose(2, 3) @ k * width**-0.5  # (B, heads, h*w, L)
+        scores = scores.masked_fill(~token_mask.bool()[:, None, None], -torch.inf)
+        summary = scores.softmax(dim=3) @ v.transpose(2, 3)  # (B, heads, h*w, width / heads)
+        summary = self.read(summary.transpose(1, 2).flatten(2).transpose(1, 2))  # (B, width, h*w)
         fused = self.fuse(self.visual(x) * summary)
         return fused.transpose(1, 2).unflatten(1, (h, w))
 

@@ -372,7 +372,10 @@ def test_an_unknown_kernel_is_refused(vocabulary):
 # --- its parts, against naive loops -----------------------------------------------------------
 
 
-def test_text_to_pixel_loss_equals_a_naive_loop(mini):
+@pytest.mark.parametrize("resize", ["nearest", "area"])
+def test_text_to_pixel_loss_equals_a_naive_loop(mini, monkeypatch, resize):
+    """At half the size, "nearest" takes the first pixel of each block of four, "area" their mean."""
+    monkeypatch.setattr(mini, "mask_resize", resize)
     mask = (torch.rand(4, 1, 64, 64, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     batch = replace(mini_batch(mini, size=64), mask=mask)  # pixel by pixel, so that the resizing matters
     with torch.no_grad():
@@ -381,7 +384,9 @@ def test_text_to_pixel_loss_equals_a_naive_loop(mini):
     terms = []
     for b, y, x in np.ndindex(4, 32, 32):
         p = 1 / (1 + math.exp(-logits[b, 0, y, x].item()))
-        terms.append(-math.log(p) if batch.mask[b, 0, 2 * y, 2 * x] else -math.log(1 - p))
+        block = batch.mask[b, 0, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
+        target = block[0, 0].item() if resize == "nearest" else block.mean().item()
+        terms.append(-target * math.log(p) - (1 - target) * math.log(1 - p))
     assert loss == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 

@@ -29,6 +29,8 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.model.pooler = None
+        # Attention written out rounds as in published networks, and twenty words gain nothing from a kernel.
+        self.model.set_attn_implementation("eager")
 
     @property
     def width(self) -> int:
@@ -48,11 +50,15 @@ class BertEncoder(nn.Module):
         """
         if tokens.shape[1] > (limit := self.model.config.max_position_embeddings):
             raise ValueError(f"{tokens.shape[1]} tokens, but this BERT has positions for {limit}")
-        return self.model.embeddings(tokens)
+        table = self.model.embeddings  # added up in the order of the first BERTs, for the last bit
+        x = table.word_embeddings(tokens) + table.position_embeddings.weight[: tokens.shape[1]]
+        return table.dropout(table.LayerNorm(x + table.token_type_embeddings.weight[0]))
 
     def layers(self, x: Tensor, token_mask: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Encoder layers start, ..., stop - 1: x (B, L, width), token_mask (B, L), True at words -> x."""
-        mask = token_mask.bool()[:, None, None]  # (B, 1, 1, L): the same for all heads and queries
+        mask = torch.zeros(token_mask.shape, dtype=x.dtype, device=x.device)
+        mask = mask.masked_fill(~token_mask.bool(), torch.finfo(x.dtype).min)
+        mask = mask[:, None, None]  # (B, 1, 1, L): the same for all heads and queries
         for layer in self.model.encoder.layer[start:stop]:
             x = layer(x, mask)
         return x

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,13 +40,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method is trained on. B samples, L tokens, N instance masks."""
+    """What a method is trained on. B samples, L tokens, N instance masks; P pictures, mostly B of them."""
 
-    image: Tensor  # (B, 3, H, W) float, normalised as the method's `preprocessing` says
+    image: Tensor  # (P, 3, H, W) float, normalised as the method's `preprocessing` says
     tokens: Tensor  # (B, L) int64
     token_mask: Tensor  # (B, L) bool, True at words and special tokens, False at padding
     mask: Tensor  # (B, 1, H, W) float in [0, 1], in the geometry of `image`
     instances: Tensor | None = None  # (B, N, H, W) float
+    picture: Tensor | None = None  # (B,) int64, the row of `image` that each sample shows; None: its own
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -80,7 +81,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Any:
-        """image (B, 3, H, W) -> whatever of the computation does not depend on the expression."""
+        """image (B, 3, H, W) -> whatever of the computation does not depend on the expression.
+
+        A tensor, or a dataclass of tensors, the pictures first.
+        """
 
     @abstractmethod
     def segment(self, features: Any, tokens: Tensor, token_mask: Tensor) -> Tensor:
@@ -101,3 +105,17 @@ class Method(nn.Module, ABC):
         """
         token_mask = tokens != 0 if token_mask is None else token_mask
         return self.segment(self.encode_image(image), tokens, token_mask)
+
+    def features(self, batch: Batch) -> Any:
+        """What `encode_image` says of each sample's picture. Samples that share a picture share the work."""
+        features = self.encode_image(batch.image)
+        return features if batch.picture is None else _rows(features, batch.picture)
+
+
+def _rows(features: Any, index: Tensor) -> Any:
+    """These rows of a tensor, or of every tensor in a dataclass."""
+    if isinstance(features, Tensor):
+        return features.index_select(0, index)
+    if not is_dataclass(features):
+        return features
+    return replace(features, **{f.name: _rows(getattr(features, f.name), index) for f in fields(features)})

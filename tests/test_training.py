@@ -89,7 +89,7 @@ class ToyMethod(Method):
         return self.head(self.dropout(features * words))
 
     def losses(self, batch):
-        logits = self(batch.image, batch.tokens, batch.token_mask)
+        logits = self.segment(self.features(batch), batch.tokens, batch.token_mask)
         return {
             "bce": F.binary_cross_entropy_with_logits(logits, batch.mask),
             "l2": 1e-3 * logits.square().mean(),
@@ -387,6 +387,13 @@ def test_groups_have_the_right_rate_and_decay_only_matrices():
     }
 
 
+def test_decay_may_go_by_name():
+    recipe = Recipe(weight_decay=0.05, undecayed=("words", "encoder.1"))
+    groups = parameter_groups(ToyMethod(), recipe)
+    undecayed = {name for group in groups if group["weight_decay"] == 0 for name, _ in group["params"]}
+    assert undecayed == {"words.weight", "encoder.1.weight", "encoder.1.bias"}
+
+
 def test_first_adam_step_moves_each_group_by_its_rate(tmp_path):
     """Adam's first step is the learning rate times the gradient's sign: the groups' rates do arrive."""
     method, start = ToyMethod(dropout=0), ToyMethod(dropout=0)
@@ -412,6 +419,64 @@ def test_an_epoch_shows_every_reference_once_with_varying_sentences():
     assert len({tuple(order) for order in epochs}) == 30
     assert {index for order in epochs for index in order} == set(owner)
     assert epochs[3] == epoch_order(references, 0, 3) != epoch_order(references, 1, 3)
+
+
+def test_by_picture_an_epoch_keeps_together_what_is_said_of_one():
+    references = [[2 * r, 2 * r + 1] for r in range(60)]
+    pictures = [[*references[r], *references[r + 30]] for r in range(30)]
+    owner = {index: p for p, indices in enumerate(pictures) for index in indices}
+    epochs = [epoch_order(references, 0, epoch, pictures=pictures) for epoch in range(9)]
+    for order in epochs:
+        assert sorted(index // 2 for index in order) == list(range(60))
+        shown = [owner[index] for index in order]
+        assert shown[::2] == shown[1::2] and sorted(shown[::2]) == list(range(30))
+    assert len({tuple(owner[index] for index in order) for order in epochs}) == 9
+    assert len({order[0] // 2 < order[1] // 2 for order in epochs}) == 2  # nor in the order of the references
+
+
+class PairedDataset(ToyDataset):
+    """Two references a picture, one to each of its halves."""
+
+    def by_image(self) -> list[list[int]]:
+        return [[*range(6 * p, 6 * p + 6)] for p in range(len(self.pairs) // 2)]
+
+    def __getitem__(self, index: int) -> Sample:
+        left, right = self.pairs[index // 6]
+        sample = super().__getitem__(index // 6 * 3)
+        flipped = index % 6 >= 3
+        words, mask = (right, ~sample.mask) if flipped else (left, sample.mask)
+        return replace(sample, expression=words, mask=mask, ref_id=index // 3, sent_id=index)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_sharing_a_picture_changes_no_loss_and_no_gradient(norm):
+    samples = [PairedDataset(8)[index] for index in (0, 3, 6, 9, 11)]
+    method = ToyMethod(dropout=0, norm=norm).train(not norm)  # statistics of a batch count pictures
+    gradients = []
+    for share_pictures in (False, True):
+        batch = make_batch(samples, method.preprocessing, method.tokenize, share_pictures=share_pictures)
+        method.zero_grad()
+        losses = method.losses(batch)
+        sum(losses.values()).backward()
+        gradients.append(
+            [losses["bce"].detach(), *(p.grad for p in method.parameters() if p.grad is not None)]
+        )
+    assert len(batch.image) == 2
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_recipe_by_picture_shows_each_picture_to_its_batch_once(tmp_path):
+    seen = []
+
+    class Looking(ToyMethod):
+        def losses(self, batch):
+            seen.append((len(batch.image), len(batch.tokens)))
+            return super().losses(batch)
+
+    recipe = replace(QUICK, by_picture=True)
+    fit(Looking(), PairedDataset(24), recipe, out=tmp_path, epochs=2, progress=False)
+    assert seen == [(4, 8)] * 6
 
 
 class Watched(ToyDataset):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -177,6 +179,19 @@ def test_batches() -> None:
         torch.testing.assert_close(batch.image[row], to_tensor(member.image, CLIP))
     with pytest.raises(ValueError):
         make_batch([], CLIP, tokenize)
+
+
+def test_a_picture_that_several_samples_show_is_in_the_batch_once() -> None:
+    first, other = sample(30, 50, "one"), replace(sample(64, 64, "three"), image_id=7)
+    batch = make_batch(
+        [first, other, replace(first, expression="three")], CLIP, tokenize, share_pictures=True
+    )
+    assert batch.picture.tolist() == [0, 1, 0] and batch.image.shape == (2, 3, 64, 64)
+    alone = make_batch([first, other], CLIP, tokenize, share_pictures=True)
+    assert alone.picture is None
+    torch.testing.assert_close(batch.image, alone.image)
+    torch.testing.assert_close(batch.mask[[0, 1]], alone.mask)
+    torch.testing.assert_close(batch.mask[2], batch.mask[0])
 
 
 def test_instances_are_filled_up_with_empty_masks() -> None:

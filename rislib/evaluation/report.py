@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from rislib.data.transforms import to_tensor
+from rislib.data.batches import make_batch
 from rislib.evaluation.metrics import PRECISION_LEVELS, Scores
 from rislib.evaluation.protocols import Protocol, predict_masks, target_mask
 from rislib.nouns import Method, Sample
@@ -112,8 +112,9 @@ def evaluate(
     with _eval_mode(method), torch.inference_mode():
         for start in tqdm(starts, desc=protocol.name, unit="batch", disable=not progress):
             batch = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
+            asked = make_batch(batch, method.preprocessing, method.tokenize, share_pictures=True).to(device)
             with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-                logits = _logits(method, batch, device)
+                logits = method.segment(method.features(asked), asked.tokens, asked.token_mask)
             masks = predict_masks(logits, method.preprocessing, [s.mask.shape for s in batch], protocol)
             for sample, mask in zip(batch, masks, strict=True):
                 target = target_mask(sample.mask, method.preprocessing, protocol)
@@ -151,12 +152,6 @@ def shuffled(samples: RefDataset, seed: int = 0) -> RefDataset:
 def blinded(samples: RefDataset, word: str = "thing") -> RefDataset:
     """The same pictures, each expression replaced by one word that tells nothing: control two."""
     return samples.with_expressions([word] * len(samples))
-
-
-def _logits(method: Method, batch: list[Sample], device: torch.device) -> torch.Tensor:
-    images = torch.stack([to_tensor(sample.image, method.preprocessing) for sample in batch])
-    tokens, token_mask = method.tokenize([sample.expression for sample in batch])
-    return method(images.to(device), tokens.to(device), token_mask.to(device))  # (B, 1, h, w)
 
 
 def _foreign_expressions(own: list[str], others: list[list[str]]) -> list[str]:

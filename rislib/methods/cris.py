@@ -151,7 +151,7 @@ class CRIS(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"text_to_pixel": scalar} or, not contrastive, {"cross_entropy": scalar}; perhaps "dice"."""
-        logits = self(batch.image, batch.tokens, batch.token_mask).float()
+        logits = self.segment(self.features(batch), batch.tokens, batch.token_mask).float()
         target = F.interpolate(batch.mask, size=logits.shape[2:], mode=self.mask_resize).float()
         name = "text_to_pixel" if self.contrastive else "cross_entropy"
         losses = {name: F.binary_cross_entropy_with_logits(logits, target)}

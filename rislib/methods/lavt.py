@@ -153,7 +153,7 @@ class LAVT(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"cross_entropy": scalar}, {"dice": scalar} or both, of pixels that count as object above 0.5."""
-        logits = self(batch.image, batch.tokens, batch.token_mask).float()
+        logits = self.segment(self.features(batch), batch.tokens, batch.token_mask).float()
         target = (batch.mask > 0.5).float()
         functions = {"cross_entropy": weighted_cross_entropy, "dice": dice_loss}
         return {name: functions[name](logits, target) for name in self.loss.split("+")}

@@ -167,7 +167,7 @@ class MagNet(Method):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"mask_bce": scalar, "dice": scalar}, weighted, each the sum over all guesses of the head."""
-        guesses = self.predict(self.encode_image(batch.image), batch.tokens, batch.token_mask).masks
+        guesses = self.predict(self.features(batch), batch.tokens, batch.token_mask).masks
         target = F.interpolate(batch.mask, guesses[0].shape[2:], mode="area").float()
         guesses = [guess.float() for guess in guesses]
         return {

@@ -3,9 +3,11 @@
 from rislib.training.loop import Run, fit
 from rislib.training.order import epoch_order
 from rislib.training.provenance import git_commit, machine, provenance
-from rislib.training.recipe import MINI, Recipe, parameter_groups
+from rislib.training.recipe import CRIS_2022, LAVT_2022, MINI, Recipe, parameter_groups
 
 __all__ = [
+    "CRIS_2022",
+    "LAVT_2022",
     "MINI",
     "Recipe",
     "Run",

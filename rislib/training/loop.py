@@ -79,7 +79,8 @@ def fit(
     and epochs. With `minutes` the schedule fits itself to the clock, so no two runs are alike.
 
     Args:
-        samples: a `rislib.data.RefDataset`, or any sequence of `Sample` that has `by_reference()`.
+        samples: a `rislib.data.RefDataset`, or any sequence of `Sample` that has `by_reference()` (and, for
+            recipes that train by picture, `by_image()`).
         out: the run's folder. Without `resume` the training in it is started anew.
         seed: decides the order, the sentences, and all that is random in a step; not the initial weights.
         samples_budget, minutes, epochs: how long to train. Exactly one of them. Minutes count validation
@@ -135,7 +136,7 @@ def fit(
     clock = Clock(accelerator, seconds, steps=steps, minutes=minutes)
     saved_at = seconds
 
-    batches = Batches(samples, method, seed, recipe.batch_size, rank, processes)
+    batches = Batches(samples, method, recipe, seed, rank, processes)
     upcoming = itertools.count(step) if steps is None else range(step, steps)
     loader = iter(DataLoader(batches, batch_size=None, sampler=upcoming, num_workers=workers))
     done = clock.progress(step)
@@ -228,7 +229,7 @@ def _accelerator(precision: str) -> Accelerator:
 
 
 def _keep_memory() -> None:
-    """Ask glibc to keep freed memory: mapping every large tensor anew takes a third of a CPU step."""
+    """Ask glibc to keep freed memory: mapping every large tensor anew takes a quarter of a CPU step."""
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # musl has none

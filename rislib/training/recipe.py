@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
+from torch import nn
+
 from rislib.nouns import Method
 
 
@@ -23,13 +25,15 @@ class Recipe:
     optimiser: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = 1e-3  # at its peak
     encoder_factor: float = 1.0  # times the learning rate, for `Method.encoder_parameters()`
-    weight_decay: float = 0.01  # of matrices and kernels; never of biases, norms and scalars
+    weight_decay: float = 0.01
+    undecayed: tuple[str, ...] | None = None  # parts of names without decay; None: all vectors and scalars
     schedule: Literal["cosine", "multistep", "poly", "constant"] = "cosine"
     warmup: float = 0.0  # the rate rises linearly from 0 this long
     milestones: tuple[float, ...] = ()  # multistep: at each of them, times `gamma`
     gamma: float = 0.1
     power: float = 0.9  # poly: (1 - progress) ** power
     batch_size: int = 32  # of one optimiser step, over all processes
+    by_picture: bool = False  # what is said of one picture comes together and shares its features
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # fp16 needs a GPU; CPUs train it in fp32
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: no clipping
 
@@ -61,12 +65,41 @@ MINI = Recipe(
 """For the mini world, some minutes on two CPU cores. Chosen by us, from no paper."""
 
 
+CRIS_2022 = Recipe(
+    optimiser="adam",
+    learning_rate=1e-4,
+    encoder_factor=0.1,
+    weight_decay=0.0,
+    schedule="multistep",
+    milestones=(35 / 50,),
+    batch_size=64,
+    precision="fp16",
+)
+"""CRIS's published code, for 50 epochs (a slip there runs CLIP at the full rate in the first of them)."""
+
+LAVT_2022 = Recipe(
+    learning_rate=5e-5,
+    weight_decay=0.01,
+    undecayed=("norm", "relative_position_bias_table"),
+    schedule="poly",
+    batch_size=32,
+    precision="fp32",
+)
+"""LAVT's published code, for 40 epochs. All that is known of MagNet's agrees with it."""
+
+
 def parameter_groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
     """The groups an optimiser gets: encoder or not, times decayed or not; empty ones left out.
 
     Each holds `params` as (name, parameter) pairs, `lr`, the same as `initial_lr`, and `weight_decay`.
-    Frozen parameters are in none. Vectors and scalars (biases, norms, temperatures) are not decayed.
+    Frozen parameters are in none.
     """
+
+    def decays(name: str, parameter: nn.Parameter) -> bool:
+        if recipe.undecayed is None:
+            return parameter.ndim >= 2
+        return not any(part in name for part in recipe.undecayed)
+
     encoder = {id(parameter) for parameter in method.encoder_parameters()}
     groups = []
     for in_encoder, decayed in itertools.product((False, True), (True, False)):
@@ -75,7 +108,7 @@ def parameter_groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
             for name, parameter in method.named_parameters()
             if parameter.requires_grad
             and (id(parameter) in encoder) == in_encoder
-            and (parameter.ndim >= 2) == decayed
+            and decays(name, parameter) == decayed
         ]
         lr = recipe.learning_rate * (recipe.encoder_factor if in_encoder else 1.0)
         decay = recipe.weight_decay if decayed else 0.0

@@ -14,8 +14,11 @@ import torch
 
 
 def provenance() -> dict[str, Any]:
-    """{"command", "commit", "machine"} of this process."""
-    return {"command": shlex.join(["rislib", *sys.argv[1:]]), "commit": git_commit(), "machine": machine()}
+    """{"command", "commit", "machine"} of this process. Absolute paths are shortened to names."""
+    program = Path(sys.argv[0]).name
+    words = ["rislib"] if program in ("rislib", "__main__.py") else ["python", program]
+    words += [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return {"command": shlex.join(words), "commit": git_commit(), "machine": machine()}
 
 
 def machine() -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What do people say? The share of sentences that name a place, a colour, a size ...
 
-`python results/kinds.py SENTENCES.txt` counts, in a file with a sentence a line, how many sentences have a word
-of each kind (a sentence may have several, or none), and the same in RefMini's val split; prints and records both.
-A rough rule, the same for both: words alone are looked at. The recorded file held all sentences of RefCOCO's
-val, testA and testB splits.
+`python results/kinds.py SENTENCES.txt` counts, in a file with a sentence a line, how many sentences have a
+word of each kind (a sentence may have several, or none), and the same in RefMini's val split; prints and
+records both. A rough rule, the same for both: words alone are looked at. The recorded file held all sentences
+of RefCOCO's val, testA and testB splits.
 """
 
 import json
@@ -15,9 +15,10 @@ from rislib.data import open_split
 from rislib.training import provenance
 
 WORDS = {
-    "location": "left right top bottom middle center centre corner front back far near nearest closest edge end "
-    "side upper lower above below behind",
-    "colour": "red green blue yellow black white brown orange pink purple grey gray tan silver gold dark light",
+    "location": "left right top bottom middle center centre corner front back far near nearest closest edge "
+    "end side upper lower above below behind",
+    "colour": "red green blue yellow black white brown orange pink purple grey gray tan silver gold dark "
+    "light",
     "size": "big bigger biggest small smaller smallest large larger largest tall taller tallest little tiny",
     "ordinal": "first second third fourth fifth 1st 2nd 3rd 4th 5th last",
     "clothing": "shirt hat jacket coat pants shorts dress tie jeans skirt sweater suit cap glasses wearing",

@@ -1,8 +1,9 @@
 """Where does CLIP look, before it ever saw a mask?
 
-`python results/pointing.py WEIGHTS [SPLIT]`: for each sentence of RefMini, the dense feature nearest to it. How often
-does its cell lie on the thing, that is, does the thing cover 30 % of the cell or more? "chance" is a cell by lot.
-`WEIGHTS` is such a file as data/weights/clip-rn.safetensors. Prints and records the shares in percent, by kind.
+`python results/pointing.py WEIGHTS [SPLIT]`: for each sentence of RefMini, the dense feature nearest to it.
+How often does its cell lie on the thing, that is, does the thing cover 30 % of the cell or more? "chance" is
+a cell by lot. `WEIGHTS` is such a file as data/weights/clip-rn.safetensors. Prints and records the shares in
+percent, by kind.
 """
 
 import json

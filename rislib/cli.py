@@ -176,7 +176,7 @@ def pretrain(
     start: Annotated[Path | None, typer.Option(help="Go on from these weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
-    """Pretrain the mini encoder NAME, as the shipped one was."""
+    """Pretrain the mini encoder NAME. The shipped ones came in stages: see the JSON beside their weights."""
     from rislib.pretraining import BUILDERS
     from rislib.pretraining import pretrain as run
 

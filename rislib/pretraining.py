@@ -64,8 +64,8 @@ class Contrastive(nn.Module):
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         return ()
 
-    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """B pictures, T captions -> scaled similarities (B, T): by the picture's vector, by its best cell."""
+    def forward(self, image: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """B pictures, T captions -> similarities (B, T), scaled: by the pictures' vectors, by their cells."""
         seen = self.encoder.encode_image(image)
         sentences = F.normalize(self.encoder.encode_text(tokens).sentence.float(), dim=-1)  # (T, C)
         vectors = F.normalize(seen.vector.float(), dim=-1)  # (B, C)
@@ -73,20 +73,22 @@ class Contrastive(nn.Module):
         scale = self.encoder.model.logit_scale.exp().clamp(max=100)
         by_cell = scale * cells.flatten(0, 1) @ sentences.T  # (B*h*w, T)
         by_cell = by_cell.unflatten(0, cells.shape[:2])  # (B, h*w, T)
-        return scale * vectors @ sentences.T, by_cell.logsumexp(dim=1) - math.log(cells.shape[1])
+        return {
+            "global": scale * vectors @ sentences.T,
+            "local": by_cell.logsumexp(dim=1) - math.log(cells.shape[1]),  # near the best cell's
+        }
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Each picture finds its captions, and each caption its picture, among those of the batch."""
         losses = {}
-        for name, similarity in zip(("global", "local"), self(batch.image, batch.tokens), strict=True):
+        for name, similarity in self(batch.image, batch.tokens).items():
             pictures = len(similarity)
             captions, lies = similarity.unflatten(1, (2, pictures, -1)).unbind(1)  # (B, B, K) each
             own = torch.arange(pictures, device=similarity.device)
             own_lies = lies[own, own]  # (B, K)
             by_caption = captions.permute(2, 0, 1)  # (K, B, B), a row per picture
-            candidates = torch.cat(
-                [by_caption, own_lies.expand(len(by_caption), -1, -1)], dim=2
-            )  # (K, B, B + K)
+            lies_too = own_lies.expand(len(by_caption), -1, -1)  # (K, B, K)
+            candidates = torch.cat([by_caption, lies_too], dim=2)  # (K, B, B + K)
             target = own.repeat(len(by_caption))
             losses[f"{name}_picture_to_caption"] = F.cross_entropy(candidates.flatten(0, 1), target) / 4
             losses[f"{name}_caption_to_picture"] = F.cross_entropy(by_caption.mT.flatten(0, 1), target) / 4
@@ -201,7 +203,7 @@ def retrieval_accuracy(
         chosen = [samples[i] for i in firsts[start : start + candidates]]
         batch = make_batch(chosen, model.preprocessing, model.tokenize).to(device)
         own = torch.arange(candidates, device=device)
-        for name, similarity in zip(("global", "local"), model(batch.image, batch.tokens), strict=True):
+        for name, similarity in model(batch.image, batch.tokens).items():
             captions, lies = similarity.unflatten(1, (2, candidates, -1)).unbind(1)  # (B, B, K)
             first = captions[:, :, 0]
             found[f"{name}_picture_to_caption"].append((first.argmax(1) == own).float().mean().item())

@@ -60,7 +60,13 @@ class Recipe:
 
 
 MINI = Recipe(
-    learning_rate=1e-3, encoder_factor=0.3, weight_decay=0.01, warmup=0.05, batch_size=16, clip_norm=1.0
+    learning_rate=1e-3,
+    encoder_factor=0.3,
+    weight_decay=0.01,
+    warmup=0.05,
+    batch_size=24,
+    by_picture=True,
+    clip_norm=1.0,
 )
 """For the mini world, some minutes on two CPU cores. Chosen by us, from no paper."""
 

@@ -1,25 +1,30 @@
-"""Published checkpoints -> our modules.
+"""Weights that come from elsewhere -> our modules: published checkpoints, and folders as the hub keeps them.
 
-Every entry of a published state dict is either used or refused: a checkpoint that fits by half never loads
-in silence.
+Every entry of a state dict is either used or refused: a checkpoint that fits by half never loads in silence.
 
-    model = load_published_file("lavt", "refcoco.pth", vocab_file="vocab.txt")
+    network = load_published_file("lavt", "refcoco.pth", vocab_file="vocab.txt")
+    network.save_pretrained("lavt_refcoco")
+    network = LAVT.from_pretrained("lavt_refcoco")
 """
 
 from __future__ import annotations
 
+import json
 import pickle
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rislib.methods import BUILDERS, build
 from rislib.methods.cris import cris_r50, cris_r101
 from rislib.methods.lavt import lavt
 from rislib.methods.magnet import magnet
@@ -149,7 +154,7 @@ _PUBLISHED = {
     "magnet": (partial(magnet, released_text_mask=True), _MAGNET_NAMES),
 }
 
-# --- loading ----------------------------------------------------------------------------------
+# --- published checkpoints --------------------------------------------------------------------
 
 
 def load_published(name: str, checkpoint: Mapping[str, Any], **options) -> Method:
@@ -169,8 +174,8 @@ def load_published(name: str, checkpoint: Mapping[str, Any], **options) -> Metho
     if name not in _PUBLISHED:
         raise ValueError(f"no published checkpoint is known as {name!r}, only {', '.join(_PUBLISHED)}")
     state = state_dict(checkpoint)  # first, as it is cheap
-    build, names = _PUBLISHED[name]
-    model = build(**options)
+    builder, names = _PUBLISHED[name]
+    model = builder(**options)
     fill(model, state, names)
     return model.eval()
 
@@ -178,11 +183,21 @@ def load_published(name: str, checkpoint: Mapping[str, Any], **options) -> Metho
 def load_published_file(name: str, path: str | Path, **options) -> Method:
     """`load_published` from a file as the authors published it, or from a .safetensors file.
 
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError, CheckpointError: as `load_published` and `read_checkpoint`.
+    """
+    return load_published(name, read_checkpoint(path), **options)
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """What a .safetensors file or one of torch's holds.
+
     No code of the file is run: beside tensors it may hold plain values and argparse's namespaces.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError, CheckpointError: as `load_published`; also for a file that cannot be read so.
+        CheckpointError: it cannot be read so.
     """
     path = Path(path)
     if not path.is_file():
@@ -202,7 +217,7 @@ def load_published_file(name: str, path: str | Path, **options) -> Method:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(f"{path} holds a {type(checkpoint).__name__} instead of a state dict")
-    return load_published(name, checkpoint, **options)
+    return checkpoint
 
 
 def state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -275,3 +290,95 @@ def fill(model: nn.Module, published: Mapping[str, Tensor], names: Sequence[tupl
     for name, tensor in wanted.items():
         if name in published:
             tensor.copy_(published[name])
+
+
+# --- the Hugging Face hub's convention --------------------------------------------------------
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+VOCABULARIES = ("vocabulary", "vocab_file")  # builders' options that name a file; tokenizers keep it so, too
+
+M = TypeVar("M", bound=Method)
+
+
+def save_pretrained(network: Method, folder: str | Path) -> None:
+    """Write a network as the hub keeps networks, so that `load_pretrained` can build it again.
+
+    config.json        named size and options: {"method": "cris", "preset": "r50", "options": {"size": 320}}
+    model.safetensors  the weights
+    vocabulary.txt     the tokenizer's vocabulary (BERT's: vocab_file.txt), where that came from a file
+
+    Options are those that the builder was called with: an attribute set later is not seen.
+    `hf upload NAME FOLDER` brings the folder to the hub.
+
+    Raises:
+        ValueError: no named size made this network, so that nothing tells how to build it again.
+        TypeError: JSON cannot hold one of the options.
+    """
+    pairs = {builder: pair for pair, builder in BUILDERS.items()}
+    builder, options = network.built_by or (None, {})
+    if builder not in pairs:
+        raise ValueError(
+            f"this {type(network).__name__} was put together by hand, and only what one of "
+            "rislib.methods.BUILDERS made can be built again: save its state_dict() instead"
+        )
+    method, preset = pairs[builder]
+    files = {option: getattr(network.tokenizer, option, None) for option in VOCABULARIES}
+    files = {option: Path(file) for option, file in files.items() if file}
+    options = options | {option: f"{option}.txt" for option in files}
+    config = json.dumps({"method": method, "preset": preset, "options": options}, indent=1)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for option, file in files.items():
+        (folder / f"{option}.txt").write_bytes(file.read_bytes())
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(config + "\n")
+
+
+def load_pretrained(folder_or_repo: str | Path, kind: type[M] = Method, **hub) -> M:
+    """A network that `save_pretrained` wrote, in eval mode.
+
+    Args:
+        folder_or_repo: a folder here, or a repository of the hub ("someone/lavt_refcoco").
+        kind: the class that it must be of. Every network is a `Method`.
+        hub: `revision`, `token`, `cache_dir`, ... go to `huggingface_hub.snapshot_download`.
+
+    Raises:
+        FileNotFoundError: there is neither such a folder nor such a repository, or it lacks a file.
+        ValueError: its builder is unknown here.
+        CheckpointError: config.json describes no network of ours, or the weights do not fit it.
+        TypeError: the network is of another class than `kind`.
+    """
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        wanted = [CONFIG, WEIGHTS, *(f"{option}.txt" for option in VOCABULARIES)]
+        try:
+            folder = Path(snapshot_download(str(folder_or_repo), allow_patterns=wanted, **hub))
+        except (OSError, HFValidationError) as error:
+            raise FileNotFoundError(f"no folder {folder_or_repo}, and the hub says: {error}") from error
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder_or_repo} has no {CONFIG}, which save_pretrained writes")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        files = {option: config["options"].get(option) for option in VOCABULARIES}
+        # the name alone: no config.json can point out of its folder
+        files = {option: folder / Path(file).name for option, file in files.items() if file}
+        network = rebuild({**config, "options": config["options"] | files}, folder / WEIGHTS)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} describes no network of ours: {error!r}") from error
+    if not isinstance(network, kind):
+        raise TypeError(f"{folder_or_repo} holds a {type(network).__name__}, not a {kind.__name__}")
+    return network
+
+
+def rebuild(record: Mapping[str, Any], weights: str | Path) -> Method:
+    """The network of a record ("method", "preset", "options") with weights from a file, in eval mode.
+
+    Raises:
+        ValueError: the builder is unknown.
+        FileNotFoundError, CheckpointError: there are no weights, or they do not fit.
+    """
+    network = build(record["method"], record["preset"], **{**record["options"], "pretrained": False})
+    fill(network, read_checkpoint(weights), names=())
+    return network.eval()

@@ -11,9 +11,11 @@ is made, `rislib.training.Recipe` how a method is trained.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -74,6 +76,7 @@ class Method(nn.Module, ABC):
     """
 
     preprocessing: Preprocessing
+    built_by: tuple[Callable[..., Method], dict[str, Any]] | None = None  # see `named_size`
 
     @abstractmethod
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -110,6 +113,32 @@ class Method(nn.Module, ABC):
         """What `encode_image` says of each sample's picture. Samples that share a picture share the work."""
         features = self.encode_image(batch.image)
         return features if batch.picture is None else _rows(features, batch.picture)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network as the Hugging Face hub keeps it: `rislib.checkpoints.save_pretrained`."""
+        from rislib.checkpoints import save_pretrained  # a floor above, hence not at the top
+
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, **hub) -> Self:
+        """A network of this class, from a folder or the hub: `rislib.checkpoints.load_pretrained`."""
+        from rislib.checkpoints import load_pretrained  # a floor above, hence not at the top
+
+        return load_pretrained(folder_or_repo, cls, **hub)
+
+
+def named_size(builder: Callable[..., Method]) -> Callable[..., Method]:
+    """Decorates a builder: its networks remember that it made them, and from which options."""
+
+    @wraps(builder)
+    def build(*pretrained, **options) -> Method:
+        network = builder(*pretrained, **options)
+        options.pop("pretrained", None)  # where the weights began is no part of the network
+        network.built_by = build, options
+        return network
+
+    return build
 
 
 def _rows(features: Any, index: Tensor) -> Any:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
+from rislib.checkpoints import rebuild
 from rislib.data import open_split
 from rislib.evaluation import PROTOCOLS, Report, blinded, evaluate, shuffled
 from rislib.methods import build
@@ -124,9 +124,7 @@ def load_method(run: Path | str) -> Method:
     weights = Path(run) / "model.safetensors"
     if not weights.exists():
         raise FileNotFoundError(f"{run} has no model.safetensors yet: finish it with `train ... --resume`.")
-    method = build(record["method"], record["preset"], **{**record["options"], "pretrained": False})
-    method.load_state_dict(load_file(weights))
-    return method.eval()
+    return rebuild(record, weights)
 
 
 def read_record(run: Path | str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class ClipTokenizer:
         if context_length < 2:
             raise ValueError(f"context_length must hold a start and an end token, got {context_length}")
         self.context_length = context_length
+        self.vocabulary = vocabulary
         self.trim = trim
         if vocabulary is None:
             self.pieces = list(_bpe().encoder)  # ids are positions in CLIP's table

@@ -46,7 +46,7 @@ from rislib.encoders import clip as towers
 from rislib.encoders import shipped, shipped_file
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.layers import Decoder, conv_block, coordinate_maps, dice_loss, upsample
-from rislib.nouns import Batch, Method, Preprocessing
+from rislib.nouns import Batch, Method, Preprocessing, named_size
 
 
 @dataclass(frozen=True)
@@ -253,6 +253,7 @@ class Projector(nn.Module):
 # --- named sizes ------------------------------------------------------------------------------
 
 
+@named_size
 def cris_r50(
     pretrained: Literal["openai"] | bool | None = None, *, context_length: int = 17, **options
 ) -> CRIS:
@@ -263,6 +264,7 @@ def cris_r50(
     return CRIS(towers.clip_rn50(pretrained), ClipTokenizer(context_length), **options)
 
 
+@named_size
 def cris_r101(
     pretrained: Literal["openai"] | bool | None = None, *, context_length: int = 17, **options
 ) -> CRIS:
@@ -270,6 +272,7 @@ def cris_r101(
     return CRIS(towers.clip_rn101(pretrained), ClipTokenizer(context_length), **options)
 
 
+@named_size
 def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, **options) -> CRIS:
     """CRIS for RefMini on two CPU cores: pictures of any size seen at 96 px, at most 32 words.
 

@@ -45,7 +45,7 @@ from rislib.encoders.clip import load_weights
 from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.layers import conv_block, dice_loss
-from rislib.nouns import Batch, Method, Preprocessing
+from rislib.nouns import Batch, Method, Preprocessing, named_size
 
 LOSSES = ("cross_entropy", "dice", "cross_entropy+dice")
 CLASS_WEIGHTS = (0.9, 1.1)  # background, foreground
@@ -266,6 +266,7 @@ def weighted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 # --- named sizes ------------------------------------------------------------------------------
 
 
+@named_size
 def lavt(
     pretrained: bool | None = None,
     *,
@@ -285,6 +286,7 @@ def lavt(
     return LAVT(swin, bert_base(pretrained), WordPieceTokenizer(vocab_file), **options)
 
 
+@named_size
 def lavt_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, **options) -> LAVT:
     """LAVT for RefMini on two CPU cores: pictures of any size seen at 96 px, at most 32 words.
 

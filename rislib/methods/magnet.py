@@ -55,7 +55,7 @@ from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.layers import dice_loss
 from rislib.methods.mask2former import Mask2Former, Prediction
-from rislib.nouns import Batch, Method, Preprocessing
+from rislib.nouns import Batch, Method, Preprocessing, named_size
 
 
 class MagNet(Method):
@@ -313,6 +313,7 @@ def gate(width: int, activation: nn.Module, closed: bool) -> nn.Sequential:
 # --- named sizes ------------------------------------------------------------------------------
 
 
+@named_size
 def magnet(
     pretrained: bool | None = None,
     *,
@@ -332,6 +333,7 @@ def magnet(
     return MagNet(swin, bert_base(pretrained), WordPieceTokenizer(vocab_file), **options)
 
 
+@named_size
 def magnet_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, **options) -> MagNet:
     """MagNet for RefMini on two CPU cores: pictures of any size seen at 96 px, at most 32 words.
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError
-from rislib.data.published import Size, differences
-from rislib.data.refcoco import (
+from rislib.data.index import (
     Instances,
     Record,
     collector_paused,
@@ -18,6 +17,7 @@ from rislib.data.refcoco import (
     read_instances,
     read_references,
 )
+from rislib.data.published import Size, differences
 
 
 @dataclass(frozen=True)

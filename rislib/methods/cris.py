@@ -296,7 +296,7 @@ def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
         "decoder_ffn": 384,
         "dropout": 0.0,
         "projector_width": 48,
-        "dice": 1.0,
+        "dice": 0.25,
         "mask_resize": "area",
     }
     return CRIS(clip, tokenizer, **(mini | options))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
 
 app = typer.Typer(
     help="Referring image segmentation from the papers.",
@@ -136,14 +137,12 @@ def evaluate(
 ) -> None:
     """Measure a run and print a table. A run trained blind is measured blind."""
     from rislib.runs import evaluate_run
-    from rislib.training import provenance
 
     report = evaluate_run(run, data=data, split=split, protocol=protocol, shuffle_text=shuffle_text)
     typer.echo(f"\n{data} {split}{', expressions shuffled' if shuffle_text else ''}\n{report.table()}\n")
     if json_file is not None:
-        asked = {"run": str(run), "data": data, "split": split, "shuffle_text": shuffle_text}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps({**report.to_json(), **asked, **provenance()}, indent=1) + "\n")
+        asked = {"run": run.name, "data": data, "split": split, "shuffle_text": shuffle_text}
+        _write_json(json_file, {**report.to_json(), **asked})
 
 
 @app.command()
@@ -187,6 +186,41 @@ def pretrain(
 
 
 @app.command()
+def bench(
+    method: Annotated[
+        str, typer.Option(help="cris_r50, cris_r101, lavt, magnet, cris_mini, lavt_mini or magnet_mini.")
+    ],
+    mode: Annotated[str, typer.Option(help="forward or train.")] = "forward",
+    batch: Annotated[int, typer.Option(help="Samples in a step.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    channels_last: Annotated[bool, typer.Option(help="Pictures and kernels in that memory format.")] = True,
+    steps: Annotated[int, typer.Option(help="How many are timed.")] = 10,
+    threads: Annotated[int | None, typer.Option(help="Of the CPU.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
+) -> None:
+    """Time a method on this machine: images per second, memory, share of what it could be, by module."""
+    import torch
+
+    from rislib.benchmark import benchmark
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    measured = benchmark(
+        method,
+        mode=mode,
+        batch=batch,
+        precision=precision,
+        compile=compile,
+        channels_last=channels_last,
+        steps=steps,
+    )
+    typer.echo(measured.table())
+    if json_file is not None:
+        _write_json(json_file, measured.to_json())
+
+
+@app.command()
 def demo(
     minutes: Annotated[float, typer.Option(help="Time for training.")] = 5,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("demo"),
@@ -195,6 +229,14 @@ def demo(
     from rislib.demo import run_demo
 
     run_demo(out, minutes=minutes)
+
+
+def _write_json(path: Path, numbers: dict[str, Any]) -> None:
+    """Numbers, and what they come from."""
+    from rislib.training import provenance
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**numbers, **provenance()}, indent=1) + "\n")
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from tqdm.auto import tqdm
 from rislib.data.batches import make_batch
 from rislib.data.refmini import FLAVOURS, describe, paint, sample_scene, speak
 from rislib.data.transforms import Letterbox
-from rislib.encoders import shipped_file
-from rislib.encoders.clip import MEAN, STD, ClipEncoder, clip_rn_mini, clip_vit_mini, load_weights
+from rislib.encoders import load_weights, shipped_file
+from rislib.encoders.clip import MEAN, STD, ClipEncoder, clip_rn_mini, clip_vit_mini
 from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
 from rislib.nouns import Batch, Preprocessing, Sample
 from rislib.training import Recipe, fit, provenance

@@ -28,7 +28,7 @@ def rislib(*arguments: object, code: int = 0) -> str:
 @pytest.fixture(scope="module")
 def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "cris"
-    rislib("train", "cris", "--data", world, "--preset", "mini", "--samples", 64, "--seed", 3, "--out", out)
+    rislib("train", "cris", "--data", world, "--preset", "mini", "--samples", 72, "--seed", 3, "--out", out)
     return out
 
 
@@ -46,13 +46,13 @@ def test_data_check_counts_and_finds_faults(world: Path, tmp_path: Path):
 def test_a_run_says_how_it_was_made(run: Path, world: Path):
     record = json.loads((run / "run.json").read_text())
     assert record["method"] == "cris" and record["data"] == str(world) and record["seed"] == 3
-    assert record["samples_seen"] == 64 and record["budget"] == {"minutes": None, "samples": 64}
+    assert record["samples_seen"] == 72 and record["budget"] == {"minutes": None, "samples": 72}
     assert {"command", "commit", "machine", "recipe", "parameters"} <= set(record)
     assert (run / "learning_curve.png").stat().st_size > 1000
 
 
 def test_a_number_of_samples_is_exactly_reproducible(run: Path, world: Path, tmp_path: Path):
-    rislib("train", "cris", "--data", world, "--samples", 64, "--seed", 3, "--out", tmp_path / "again")
+    rislib("train", "cris", "--data", world, "--samples", 72, "--seed", 3, "--out", tmp_path / "again")
     first, again = load_file(run / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(first[name], again[name]) for name in first)
 
@@ -86,7 +86,7 @@ def test_blind_and_from_scratch_runs(world: Path, tmp_path: Path):
 
 
 def test_a_run_is_resumed_only_as_what_it_was(run: Path, world: Path):
-    again = ("train", "cris", "--data", world, "--samples", 64, "--seed", 3, "--out", run, "--resume")
+    again = ("train", "cris", "--data", world, "--samples", 72, "--seed", 3, "--out", run, "--resume")
     before = load_file(run / "model.safetensors")
     rislib(*again)
     after = load_file(run / "model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import open_clip
 import pytest
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from rislib import encoders
+from rislib import encoders, pretraining
 from rislib.encoders import clip as towers
+from rislib.encoders.bert import bert_mini
+from rislib.encoders.swin import swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
 
 SENTENCES = ["the RED cup,  left of 2 dogs!", "!@#$ what", "", "naïve café", "man's hat " * 12]
@@ -245,7 +248,7 @@ def test_weights_survive_the_file(tmp_path):
     torch.manual_seed(0)
     saved, loaded = towers.clip_rn_mini(50), towers.clip_rn_mini(50)
     save_file(saved.state_dict(), tmp_path / "w.safetensors")
-    towers.load_weights(loaded, tmp_path / "w.safetensors")
+    encoders.load_weights(loaded, tmp_path / "w.safetensors")
     for name, tensor in saved.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
 
@@ -253,7 +256,7 @@ def test_weights_survive_the_file(tmp_path):
 def test_weights_of_another_tower_are_refused_by_name(tmp_path):
     save_file(towers.clip_vit_mini(50).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(RuntimeError, match=r"model\.visual\.layer1"):
-        towers.load_weights(towers.clip_rn_mini(50), tmp_path / "w.safetensors")
+        encoders.load_weights(towers.clip_rn_mini(50), tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -261,13 +264,8 @@ def test_weights_of_another_tower_are_refused_by_name(tmp_path):
 )
 def test_shipped_weights_fit_the_towers_and_the_vocabulary_of_today(name, build):
     tokenizer = ClipTokenizer(32, encoders.shipped_file("vocab/refmini.txt"))
-    encoder = build(tokenizer.vocab_size)
-    try:
-        path = encoders.shipped(name)
-    except FileNotFoundError:
-        pytest.skip(f"{name} is not shipped yet")
-    towers.load_weights(encoder, path)
-    note = json.loads(path.with_suffix(".json").read_text())
+    encoder = build(tokenizer.vocab_size, pretrained=True)
+    note = json.loads(encoders.shipped(name).with_suffix(".json").read_text())
     assert note["parameters"] == sum(p.numel() for p in encoder.parameters())
     assert all(tensor.isfinite().all() for tensor in encoder.state_dict().values())
 
@@ -280,6 +278,34 @@ def test_shipped_weights_are_found_or_the_message_says_how_to_make_them(tmp_path
     wheel.parent.mkdir(parents=True)
     wheel.touch()
     assert encoders.shipped("clip-rn") == wheel
+
+
+def test_no_message_names_a_command_that_does_not_exist(tmp_path, monkeypatch):
+    assert set(encoders.PRETRAINED) == set(pretraining.BUILDERS)
+    monkeypatch.setattr(encoders, "_FOLDERS", (tmp_path,))
+    with pytest.raises(FileNotFoundError, match="vilt has not been pretrained yet") as error:
+        encoders.shipped("vilt")
+    assert "python -m" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("clip-rn", partial(towers.clip_rn_mini, 50)),
+        ("clip-vit", partial(towers.clip_vit_mini, 50)),
+        ("swin", swin_mini),
+        ("bert", partial(bert_mini, 50)),
+    ],
+)
+def test_each_mini_finds_its_own_weights(name, build, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "_FOLDERS", (tmp_path,))
+    with pytest.raises(FileNotFoundError, match="pretrained=False"):
+        build(pretrained=True)
+    (tmp_path / "weights").mkdir()
+    saved = build().state_dict()
+    save_file(saved, tmp_path / "weights" / f"{name}.safetensors")
+    for key, tensor in build(pretrained=True).state_dict().items():
+        assert torch.equal(tensor, saved[key]), key
 
 
 def test_without_a_network_the_message_says_what_to_do(monkeypatch):

@@ -1,70 +1,42 @@
-"""CRIS: parity with the published network at full size, everything else on the mini."""
+"""CRIS: parity with the published network at full size, the rest on the mini. See also test_contract.py."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from parity import (
+    REFERENCE,
+    SENTENCES,
+    check_published_names,
+    mini_batch,
+    parameters_of,
+    published_state,
+    randomise,
+    reference_keys,
+    reference_tensors,
+    relative_error,
+)
+from reference import weights
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rislib.checkpoints import _CRIS_NAMES, fill, load_published, published_name
 from rislib.encoders.clip import clip_vit_mini
-from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
+from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.cris import CRIS, Projector, cris_mini, cris_r50, cris_r101
 from rislib.methods.layers import coordinate_maps, dice_loss, sine_positions, sine_positions_2d
 from rislib.nouns import Batch
 
-REFERENCE = Path(__file__).parent / "reference"
-SENTENCES = ["the red cup", "the left dog", "a dog left of the blue cup", "cup"]
-
-_spec = importlib.util.spec_from_file_location("reference_weights", REFERENCE / "weights.py")
-weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(weights)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "words.txt"
-    path.write_text("\n".join(build_vocabulary(SENTENCES)))
-    return path
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Weights and batch statistics that leave nothing at zero or one, in eval mode."""
-    state = model.state_dict()
-    floating = {k: weights.tensor(k, tuple(v.shape)) for k, v in state.items() if v.is_floating_point()}
-    model.load_state_dict(state | floating)
-    return model.eval()
-
 
 @pytest.fixture(scope="module")
 def mini(vocabulary) -> CRIS:
-    return randomise(cris_mini(pretrained=False, vocabulary=vocabulary, dropout=0.0))
-
-
-def mini_batch(model: CRIS, size: int = 96) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    tokens, token_mask = model.tokenize(SENTENCES)
-    mask = (torch.rand(4, 1, size // 16, size // 16, generator=generator) > 0.6).float()
-    return Batch(
-        image=torch.randn(4, 3, size, size, generator=generator),
-        tokens=tokens,
-        token_mask=token_mask,
-        mask=F.interpolate(mask, size=(size, size)),
-    )
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
+    return randomise(cris_mini(pretrained=False, vocabulary=vocabulary))
 
 
 # --- the published network --------------------------------------------------------------------
@@ -72,17 +44,13 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def published():
-    """CRIS R50 with the reference weights, and the reference tensors. Two threads, for a minute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    """CRIS R50 with the reference weights, and the reference tensors."""
     state = weights.state_dict(REFERENCE / "cris_r50.keys.json")
     model = load_published("cris_r50", {f"module.{k}": v for k, v in state.items()}, dropout=0.0)
-    arrays = np.load(REFERENCE / "cris_r50.npz")
-    yield model, {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
-    torch.set_num_threads(threads)
+    return model, reference_tensors("cris_r50")
 
 
-def test_parity_of_the_forward_pass(published):
+def test_parity_of_the_forward_pass(published, two_threads):
     model, reference = published
     seen = {}
     neck, pooled = model.neck, model.neck.p5
@@ -101,7 +69,7 @@ def test_parity_of_the_forward_pass(published):
     assert max(errors.values()) < 1e-4, errors
 
 
-def test_parity_of_the_loss_and_of_every_gradient(published):
+def test_parity_of_the_loss_and_of_every_gradient(published, two_threads):
     model, reference = published
     mask = np.random.default_rng([0, 777]).random((2, 1, 416, 416)) > 0.8
     tokens = reference["tokens"]
@@ -127,7 +95,7 @@ def test_parity_of_the_loss_and_of_every_gradient(published):
 @pytest.mark.parametrize(("build", "parameters"), [(cris_r50, 146_849_122), (cris_r101, 161_251_682)])
 def test_parameter_counts_are_the_published_ones(build, parameters):
     with torch.device("meta"):
-        assert sum(p.numel() for p in build().parameters()) == parameters
+        assert parameters_of(build()) == parameters
 
 
 @pytest.mark.parametrize(
@@ -145,29 +113,21 @@ def test_parameter_counts_are_the_published_ones(build, parameters):
 def test_ablations_have_the_parameter_counts_of_the_papers_table(contrastive, decoder_layers, millions):
     with torch.device("meta"):
         model = cris_r50(contrastive=contrastive, decoder_layers=decoder_layers)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+    assert round(parameters_of(model) / 1e6, 2) == millions
 
 
 # --- loading ----------------------------------------------------------------------------------
 
 
-def published_state(model: CRIS) -> dict[str, Tensor]:
-    return {published_name(name, _CRIS_NAMES): torch.rand(v.shape) for name, v in model.state_dict().items()}
-
-
 def test_every_published_name_has_its_own_place():
-    keys = json.loads((REFERENCE / "cris_r50.keys.json").read_text())
     with torch.device("meta"):
-        state = cris_r50().state_dict()
-    ours = {published_name(name, _CRIS_NAMES): list(v.shape) for name, v in state.items()}
-    assert len(ours) == len(state)
-    assert {k: v for k, v in ours.items() if not k.endswith("num_batches_tracked")} == keys
+        check_published_names(cris_r50(), _CRIS_NAMES, reference_keys("cris_r50"))
 
 
 def test_removed_renamed_and_misshapen_entries_are_named(vocabulary):
     model = cris_mini(pretrained=False, vocabulary=vocabulary)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = published_state(model)
+    state = published_state(model, _CRIS_NAMES)
     del state["neck.aggr.0.weight"]
     state["neck.f5_proj3.0.weight"] = state.pop("neck.f4_proj3.0.weight")
     state["proj.txt.bias"] = state["proj.txt.bias"][:-1]
@@ -186,7 +146,7 @@ def test_removed_renamed_and_misshapen_entries_are_named(vocabulary):
 
 def test_a_fitting_state_dict_is_copied_whole(vocabulary):
     model = cris_mini(pretrained=False, vocabulary=vocabulary)
-    state = published_state(model)
+    state = published_state(model, _CRIS_NAMES)
     fill(model, state, _CRIS_NAMES)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, state[published_name(name, _CRIS_NAMES)].to(tensor.dtype)), name
@@ -198,38 +158,6 @@ def test_an_unknown_checkpoint_is_refused():
 
 
 # --- the network ------------------------------------------------------------------------------
-
-
-def test_a_batch_is_the_sum_of_its_samples(mini):
-    batch = mini_batch(mini)
-    image, tokens = batch.image.repeat(2, 1, 1, 1), batch.tokens.roll(1, 0).repeat(2, 1)
-    tokens[4:] = batch.tokens
-    with torch.no_grad():
-        together = mini(image, tokens)
-        alone = torch.cat([mini(image[i : i + 1], tokens[i : i + 1]) for i in range(8)])
-    assert together.shape == (8, 1, 48, 48)
-    assert relative_error(together, alone) < 1e-4
-
-
-def test_padding_changes_no_result(mini):
-    batch = mini_batch(mini)
-    padded = F.pad(batch.tokens, (0, 32 - batch.tokens.shape[1]))
-    with torch.no_grad():
-        a, b = mini(batch.image, batch.tokens), mini(batch.image, padded)
-        unmasked = mini(batch.image, padded, torch.ones_like(padded, dtype=torch.bool))
-    assert relative_error(b, a) < 1e-4
-    assert relative_error(unmasked, a) > 1e-3  # that the words are masked at all
-
-
-def test_one_picture_may_be_asked_twice(mini):
-    batch = mini_batch(mini)
-    with torch.no_grad():
-        features = mini.encode_image(batch.image)
-        first = mini.segment(features, batch.tokens, batch.token_mask)
-        second = mini.segment(features, batch.tokens.flip(0), batch.token_mask.flip(0))
-        assert torch.equal(first, mini(batch.image, batch.tokens, batch.token_mask))
-        assert torch.equal(second, mini(batch.image, batch.tokens.flip(0)))
-    assert relative_error(second, first) > 1e-2  # and the sentence matters
 
 
 def test_a_second_question_costs_less_than_half(mini):
@@ -265,7 +193,6 @@ def test_full_size_networks_answer_at_stride_4_for_any_multiple_of_32(build):
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({}, ["text_to_pixel", "dice"]),
         ({"kernel": "inner_product"}, ["text_to_pixel", "dice"]),
         ({"contrastive": False}, ["cross_entropy", "dice"]),
         ({"decoder_layers": 0}, ["text_to_pixel", "dice"]),
@@ -279,7 +206,7 @@ def test_full_size_networks_answer_at_stride_4_for_any_multiple_of_32(build):
     ids=str,
 )
 def test_every_ablation_trains_all_of_its_parameters(options, parts, vocabulary):
-    model = randomise(cris_mini(pretrained=False, vocabulary=vocabulary, dropout=0.0, **options)).train()
+    model = randomise(cris_mini(pretrained=False, vocabulary=vocabulary, **options)).train()
     losses = model.losses(mini_batch(model, size=64))
     assert list(losses) == parts
     sum(losses.values()).backward()
@@ -295,19 +222,17 @@ def test_every_ablation_trains_all_of_its_parameters(options, parts, vocabulary)
 def test_only_the_mini_adds_a_dice_loss_unasked(mini):
     with torch.device("meta"):
         assert cris_r50().dice == 0
-    assert mini.dice == 1
+    assert mini.dice == 0.25
 
 
 def test_the_dice_loss_counts_as_much_as_asked_for(mini, monkeypatch):
     batch = mini_batch(mini, size=64)
     with torch.no_grad():
-        whole = mini.losses(batch)["dice"]
-        target = F.interpolate(batch.mask, size=(32, 32))
-        torch.testing.assert_close(
-            whole, dice_loss(mini(batch.image, batch.tokens, batch.token_mask), target)
-        )
-        monkeypatch.setattr(mini, "dice", 0.25)
-        torch.testing.assert_close(mini.losses(batch)["dice"], whole / 4)
+        logits = mini(batch.image, batch.tokens, batch.token_mask)
+        whole = dice_loss(logits, F.interpolate(batch.mask, size=(32, 32)))
+        for weight in (1.0, 0.25):
+            monkeypatch.setattr(mini, "dice", weight)
+            torch.testing.assert_close(mini.losses(batch)["dice"], weight * whole)
 
 
 def test_encoder_parameters_are_the_towers_without_their_position_tables(mini):
@@ -316,37 +241,6 @@ def test_encoder_parameters_are_the_towers_without_their_position_tables(mini):
     assert all(name.startswith("clip.") for name in names)
     left_out = {name for name, _ in mini.named_parameters() if name.startswith("clip.")} - names
     assert left_out == {"clip.model.positional_embedding", "clip.model.visual.attnpool.positional_embedding"}
-
-
-def test_training_in_bfloat16_agrees_with_float32(vocabulary):
-    model = randomise(cris_mini(pretrained=False, vocabulary=vocabulary, dropout=0.0)).train()
-    model = model.to(memory_format=torch.channels_last)
-    batch = mini_batch(model)
-    exact = model.losses(batch)["text_to_pixel"]
-    with torch.autocast("cpu", torch.bfloat16):
-        coarse = model.losses(batch)["text_to_pixel"]
-    coarse.backward()
-    assert coarse.dtype == torch.float32
-    assert coarse.item() == pytest.approx(exact.item(), rel=0.2)  # four samples make coarse batch statistics
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-
-
-def test_it_learns_to_obey_the_sentence(vocabulary):
-    """One picture, two sentences, two masks: only the text can tell them apart."""
-    torch.manual_seed(0)
-    model = cris_mini(pretrained=False, vocabulary=vocabulary).train()
-    tokens, token_mask = model.tokenize(["the left dog", "the red cup"])
-    mask = torch.zeros(2, 1, 64, 64)
-    mask[0, :, :, :32] = 1
-    mask[1, :, 32:] = 1
-    batch = Batch(torch.randn(1, 3, 64, 64).expand(2, -1, -1, -1), tokens, token_mask, mask)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(25):
-        optimizer.zero_grad()
-        loss = model.losses(batch)["text_to_pixel"]
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.2  # a network that ignores the sentence stays above 0.34
 
 
 def test_a_single_sample_cannot_be_trained_on(mini):

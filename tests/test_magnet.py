@@ -1,48 +1,34 @@
-"""MagNet: parity with the published network at full size, everything else on the mini."""
+"""MagNet: parity with the published network at full size, the rest on the mini. See also test_contract.py."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from parity import (
+    REFERENCE,
+    SENTENCES,
+    check_published_names,
+    mini_batch,
+    parameters_of,
+    randomise,
+    reference_keys,
+    reference_tensors,
+    relative_error,
+)
+from reference import weights
+from torch import Tensor
 from torch.nn import functional as F
 
-from rislib.checkpoints import _MAGNET_NAMES, load_published, published_name
+from rislib.checkpoints import _MAGNET_NAMES, load_published
 from rislib.encoders.bert import bert_mini
 from rislib.encoders.swin import swin_mini
-from rislib.encoders.tokenizers import ClipTokenizer, build_vocabulary
+from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.layers import dice_loss
 from rislib.methods.magnet import MagNet, WordPixelAttention, instance_norm, magnet, magnet_mini
 from rislib.methods.mask2former import background, read_points
-from rislib.nouns import Batch
-
-REFERENCE = Path(__file__).parent / "reference"
-SENTENCES = ["the red cup", "the left dog", "a dog left of the blue cup", "cup"]
-
-_spec = importlib.util.spec_from_file_location("reference_weights", REFERENCE / "weights.py")
-weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(weights)
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "words.txt"
-    path.write_text("\n".join(build_vocabulary(SENTENCES)))
-    return path
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Weights that leave nothing at zero or one, in eval mode."""
-    state = model.state_dict()
-    floating = {k: weights.tensor(k, tuple(v.shape)) for k, v in state.items() if v.is_floating_point()}
-    model.load_state_dict(state | floating)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -50,37 +36,17 @@ def mini(vocabulary) -> MagNet:
     return randomise(magnet_mini(pretrained=False, vocabulary=vocabulary))
 
 
-def mini_batch(model: MagNet, size: int = 96) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    tokens, token_mask = model.tokenize(SENTENCES)
-    mask = (torch.rand(4, 1, size // 16, size // 16, generator=generator) > 0.6).float()
-    return Batch(
-        image=torch.randn(4, 3, size, size, generator=generator),
-        tokens=tokens,
-        token_mask=token_mask,
-        mask=F.interpolate(mask, size=(size, size)),
-    )
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
 # --- the published network --------------------------------------------------------------------
 
 
-def test_parity_of_the_forward_pass():
-    """With the error of the released code in it. Two threads, for a minute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+def test_parity_of_the_forward_pass(two_threads):
+    """With the error of the released code in it."""
     model = load_published("magnet", weights.state_dict(REFERENCE / "magnet.keys.json"))
-    arrays = np.load(REFERENCE / "magnet.npz")
-    reference = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
+    reference = reference_tensors("magnet")
     tokens, token_mask = reference.pop("input_ids"), reference.pop("attention_mask")
     with torch.no_grad():
         maps, _ = model.eval().read(model.encode_image(weights.image(480)), tokens, token_mask)
         prediction = model.head(maps)
-    torch.set_num_threads(threads)
     seen = {f"s{i + 1}_mean": y.mean((1, 2)) for i, y in enumerate(maps)}
     seen |= {"pred_masks": prediction.masks[-1], "pred_logits": prediction.classes}
     assert len(prediction.masks) == 10
@@ -93,17 +59,14 @@ def test_parity_of_the_forward_pass():
 
 def test_every_published_name_has_its_own_place():
     with torch.device("meta"):
-        model = magnet()
-    ours = {published_name(name, _MAGNET_NAMES): list(v.shape) for name, v in model.state_dict().items()}
-    assert len(ours) == len(model.state_dict())
-    assert ours == json.loads((REFERENCE / "magnet.keys.json").read_text())
+        check_published_names(magnet(), _MAGNET_NAMES, reference_keys("magnet"))
 
 
 def test_parameter_count_is_the_published_one():
     with torch.device("meta"):
         model = magnet()
-    assert sum(p.numel() for p in model.parameters()) == 296_984_954
-    assert sum(p.numel() for p in model.head.parameters()) == 17_997_314
+    assert parameters_of(model) == 296_984_954
+    assert parameters_of(model.head) == 17_997_314
 
 
 def test_the_full_size_answers_at_stride_4_for_any_size():
@@ -113,36 +76,6 @@ def test_the_full_size_answers_at_stride_4_for_any_size():
 
 
 # --- the network ------------------------------------------------------------------------------
-
-
-def test_a_batch_is_the_sum_of_its_samples(mini):
-    batch = mini_batch(mini)
-    with torch.no_grad():
-        together = mini(batch.image, batch.tokens)
-        alone = torch.cat([mini(batch.image[i : i + 1], batch.tokens[i : i + 1]) for i in range(4)])
-    assert together.shape == (4, 1, 24, 24)
-    assert relative_error(together, alone) < 1e-4
-
-
-def test_padding_changes_no_result(mini):
-    batch = mini_batch(mini)
-    padded = F.pad(batch.tokens, (0, 32 - batch.tokens.shape[1]))
-    with torch.no_grad():
-        a, b = mini(batch.image, batch.tokens), mini(batch.image, padded)
-        unmasked = mini(batch.image, padded, torch.ones_like(padded, dtype=torch.bool))
-    assert relative_error(b, a) < 1e-4
-    assert relative_error(unmasked, a) > 1e-3  # that the words are masked at all
-
-
-def test_one_picture_may_be_asked_twice(mini):
-    batch = mini_batch(mini)
-    with torch.no_grad():
-        features = mini.encode_image(batch.image)
-        first = mini.segment(features, batch.tokens, batch.token_mask)
-        second = mini.segment(features, batch.tokens.flip(0), batch.token_mask.flip(0))
-        assert torch.equal(first, mini(batch.image, batch.tokens, batch.token_mask))
-        assert torch.equal(second, mini(batch.image, batch.tokens.flip(0)))
-    assert relative_error(second, first) > 1e-2  # and the sentence matters
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (44, 76)])
@@ -155,7 +88,6 @@ def test_the_mini_answers_at_stride_4_for_any_size(mini, size):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"pyramid": ()},
         {"pyramid": (1, 2, 3, 6)},
         {"text_fusion": False},
@@ -182,7 +114,7 @@ def test_every_ablation_trains_all_of_its_parameters(options, vocabulary):
 
 def test_the_mini_is_small():
     with torch.device("meta"):
-        assert sum(p.numel() for p in magnet_mini(pretrained=False).parameters()) < 8e6
+        assert parameters_of(magnet_mini(pretrained=False)) < 8e6
 
 
 def test_closed_gates_leave_both_towers_alone_and_open_by_themselves(vocabulary):
@@ -222,37 +154,6 @@ def test_encoder_parameters_are_the_towers(mini):
     encoder = {id(p) for p in mini.encoder_parameters()}
     names = {name for name, p in mini.named_parameters() if id(p) in encoder}
     assert names == {name for name, _ in mini.named_parameters() if name.startswith(("swin.", "bert."))}
-
-
-def test_training_in_bfloat16_agrees_with_float32(vocabulary):
-    model = randomise(magnet_mini(pretrained=False, vocabulary=vocabulary))  # eval: BERT does not drop out
-    batch = mini_batch(model)
-    exact = sum(model.losses(batch).values())
-    with torch.autocast("cpu", torch.bfloat16):
-        coarse = sum(model.losses(batch).values())
-    coarse.backward()
-    assert coarse.dtype == torch.float32
-    assert coarse.item() == pytest.approx(exact.item(), rel=0.1)  # eight bits, and borders that move
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-def test_it_learns_to_obey_the_sentence(vocabulary):
-    """One picture, two sentences, two masks: only the text can tell them apart."""
-    torch.manual_seed(0)
-    model = magnet_mini(pretrained=False, vocabulary=vocabulary, bce=1.0, dice=1.0).train()
-    tokens, token_mask = model.tokenize(["the left dog", "the red cup"])
-    mask = torch.zeros(2, 1, 64, 64)
-    mask[0, :, :, :32] = 1
-    mask[1, :, 32:] = 1
-    batch = Batch(torch.randn(1, 3, 64, 64).expand(2, -1, -1, -1), tokens, token_mask, mask)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _ in range(20):
-        optimizer.zero_grad()
-        losses = model.losses(batch)
-        sum(losses.values()).backward()
-        optimizer.step()
-    guesses = 4
-    assert losses["mask_bce"].item() / guesses < 0.2  # a network that ignores the sentence stays above 0.34
 
 
 @pytest.mark.parametrize("options", [{"gates": "open"}, {"depth": 6}], ids=str)

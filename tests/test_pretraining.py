@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from rislib.data import make_batch
-from rislib.encoders import shipped_file
-from rislib.encoders.clip import clip_rn_mini, clip_vit_mini, load_weights
+from rislib.encoders import load_weights, shipped_file
+from rislib.encoders.clip import clip_rn_mini, clip_vit_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.pretraining import CaptionedScenes, Contrastive, _set_lengths, pretrain, retrieval_accuracy
 

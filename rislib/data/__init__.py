@@ -3,8 +3,9 @@
 from rislib.data.batches import make_batch
 from rislib.data.check import Report, check_folder
 from rislib.data.errors import DataError, UnsafePickle
+from rislib.data.index import Record, find_datasets
 from rislib.data.masks import box_of_mask, decode_segmentation, encode_mask
-from rislib.data.refcoco import Record, RefDataset, find_datasets, load_refcoco
+from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini.build import build_refmini, load_refmini
 from rislib.data.splits import open_split
 from rislib.data.transforms import Geometry, Letterbox, Stretch, geometry_for, to_tensor

@@ -30,7 +30,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError, locating
-from rislib.data.refcoco import picture_folder
+from rislib.data.index import picture_folder
 
 BLOCK = 2**20  # bytes read at a time
 TIMEOUT = 60  # seconds of silence after which a connection is given up

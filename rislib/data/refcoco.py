@@ -20,8 +20,6 @@ from PIL import Image
 
 from rislib.data.errors import DataError
 from rislib.data.index import Instances, Record, collector_paused, read_instances, read_references
-from rislib.data.index import find_datasets as find_datasets
-from rislib.data.index import picture_folder as picture_folder
 from rislib.nouns import Sample
 
 

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from rislib.data.errors import DataError
-from rislib.data.refcoco import RefDataset, find_datasets, load_refcoco
+from rislib.data.index import find_datasets
+from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini import FLAVOURS
 from rislib.data.refmini.build import load_refmini
 

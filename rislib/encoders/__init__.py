@@ -7,6 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors.torch import load_file
+from torch import nn
+
+PRETRAINED = ("clip-rn", "clip-vit")  # the mini towers that `python -m rislib pretrain` makes
+
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE.parent / "data", _PACKAGE / "shipped")  # a checkout, an installed wheel
 
@@ -28,12 +33,31 @@ def shipped(name: str) -> Path:
     """Path of the weights of a mini tower, such as `clip-rn`.
 
     Raises:
-        FileNotFoundError: the weights are not here; the message says which command makes them.
+        FileNotFoundError: the weights are not here; says what to do.
     """
     try:
         return shipped_file(f"weights/{name}.safetensors")
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{error} Make the weights with `python -m rislib pretrain {name}`, "
-            "or build the network with pretrained=False."
-        ) from None
+        if name in PRETRAINED:
+            advice = f"{error} Make the weights with `python -m rislib pretrain {name}`, or build"
+        else:
+            advice = f"The mini tower {name} has not been pretrained yet. Build"
+        raise FileNotFoundError(f"{advice} the network with pretrained=False.") from None
+
+
+def load_weights(encoder: nn.Module, path: str | Path) -> None:
+    """Fill `encoder` in place from a safetensors file, such as `shipped` finds.
+
+    Raises:
+        RuntimeError: a name is missing, unexpected, or has another shape; the message lists them.
+    """
+    encoder.load_state_dict(load_file(path))
+
+
+def not_loaded(name: str, library: str, error: Exception) -> RuntimeError:
+    """What to raise where `library` could not load a full-size tower's weights: it says what to do."""
+    return RuntimeError(
+        f"{library} could not load {name} ({error}). The weights come from the Hugging Face hub: run this "
+        "once on a machine with a network and copy its folder ~/.cache/huggingface here, or build the "
+        "network with pretrained=None."
+    )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
+from rislib.encoders import load_weights, not_loaded, shipped
+
 PAD = 0  # of BERT's vocabulary
 
 
@@ -141,15 +143,12 @@ def bert_base(pretrained: Literal["bert-base-uncased"] | bool | None = None) -> 
     try:
         return BertEncoder(BertModel.from_pretrained(name, add_pooling_layer=False))
     except OSError as error:
-        raise RuntimeError(
-            f"transformers could not load {name} ({error}). The weights come from the Hugging Face hub: run "
-            "this once on a machine with a network and copy its folder ~/.cache/huggingface here, or build "
-            "the network with pretrained=None."
-        ) from error
+        raise not_loaded(name, "transformers", error) from error
 
 
 def bert_mini(
     vocab_size: int,
+    pretrained: bool = False,
     *,
     width: int = 128,
     layers: int = 4,
@@ -157,7 +156,13 @@ def bert_mini(
     context_length: int = 32,
     dropout: float = 0.1,
 ) -> BertEncoder:
-    """A BERT for RefMini's few hundred words, random weights. Its id 0 is padding, as in our tokenizers."""
+    """A BERT for RefMini's few hundred words: random, or the shipped weights.
+
+    Its id 0 is padding, as in our tokenizers.
+
+    Raises:
+        FileNotFoundError: the shipped weights are asked for, but not here; says what to do.
+    """
     config = BertConfig(
         vocab_size=vocab_size,
         hidden_size=width,
@@ -168,4 +173,7 @@ def bert_mini(
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return BertEncoder(BertModel(config, add_pooling_layer=False))
+    encoder = BertEncoder(BertModel(config, add_pooling_layer=False))
+    if pretrained:
+        load_weights(encoder, shipped("bert"))
+    return encoder

@@ -8,16 +8,16 @@ any text length, by resizing or cutting the position tables.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import open_clip
 import torch
 from open_clip.model import CLIP
 from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rislib.encoders import load_weights, not_loaded, shipped
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, RGB in [0, 1]
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -220,35 +220,37 @@ def clip_vit_b16(pretrained: Literal["openai"] | bool | None = None) -> ClipEnco
     return _full_size("ViT-B-16-quickgelu", pretrained)
 
 
-def clip_rn_mini(vocab_size: int) -> ClipEncoder:
-    """A ResNet CLIP for 96 px pictures and up to 32 tokens, random weights.
+def clip_rn_mini(vocab_size: int, pretrained: bool = False) -> ClipEncoder:
+    """A ResNet CLIP for 96 px pictures and up to 32 tokens: random, or the shipped weights.
 
     Its stem does not pool, so that all strides are half of a full-size ResNet's: the things in small
     pictures would otherwise share a cell of the last map.
+
+    Raises:
+        FileNotFoundError: the shipped weights are asked for, but not here; says what to do.
     """
     vision = {"layers": (1, 1, 2, 2), "width": 16, "image_size": 192, "head_width": 32}  # 192 / 32 = 96 / 16
     encoder = _mini(vision, vocab_size)
     encoder.model.visual.avgpool = nn.Identity()
     # A head of the pool can look at a place before it knows any content.
     nn.init.normal_(encoder.model.visual.attnpool.positional_embedding, std=0.5)
+    if pretrained:
+        load_weights(encoder, shipped("clip-rn"))
     return encoder
 
 
-def clip_vit_mini(vocab_size: int) -> ClipEncoder:
-    """A ViT CLIP for 128 px pictures (patches of 16) and up to 32 tokens, random weights."""
+def clip_vit_mini(vocab_size: int, pretrained: bool = False) -> ClipEncoder:
+    """A ViT CLIP for 128 px pictures (patches of 16) and up to 32 tokens: random, or the shipped weights.
+
+    Raises:
+        FileNotFoundError: the shipped weights are asked for, but not here; says what to do.
+    """
     vision = {"layers": 6, "width": 192, "patch_size": 16, "image_size": 128, "head_width": 64}
     encoder = _mini(vision, vocab_size)
     nn.init.normal_(encoder.model.visual.positional_embedding, std=0.3)  # places are heard as soon as colours
+    if pretrained:
+        load_weights(encoder, shipped("clip-vit"))
     return encoder
-
-
-def load_weights(encoder: nn.Module, path: str | Path) -> None:
-    """Fill `encoder` in place from a safetensors file, such as `rislib.encoders.shipped` finds.
-
-    Raises:
-        RuntimeError: a name is missing, unexpected, or has another shape; the message lists them.
-    """
-    encoder.load_state_dict(load_file(path))
 
 
 def _full_size(name: str, pretrained: str | bool | None) -> ClipEncoder:
@@ -258,17 +260,13 @@ def _full_size(name: str, pretrained: str | bool | None) -> ClipEncoder:
     try:
         return ClipEncoder(open_clip.create_model(name, pretrained=pretrained))
     except RuntimeError as error:
-        raise RuntimeError(
-            f"open_clip could not load {name} with weights {pretrained!r} ({error}). They come from the "
-            "Hugging Face hub: run this once on a machine with a network and copy its folder "
-            "~/.cache/huggingface here, or build the network with pretrained=None."
-        ) from error
+        raise not_loaded(f"{name} of {pretrained}", "open_clip", error) from error
 
 
 def _mini(vision: dict, vocab_size: int) -> ClipEncoder:
     text = {"context_length": 32, "vocab_size": vocab_size, "width": 128, "heads": 4, "layers": 4}
     model = CLIP(embed_dim=256, vision_cfg=vision, text_cfg=text, quick_gelu=True)
-    # open_clip's 0.02 drowns in what the first layers add: in a short training all sentences would be one.
+    # open_clip begins with smaller ones: its positions are too small to be learnt in minutes.
     nn.init.normal_(model.token_embedding.weight, std=0.5)
     nn.init.normal_(model.positional_embedding, std=0.1)
     return ClipEncoder(model)

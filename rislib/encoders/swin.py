@@ -16,6 +16,8 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rislib.encoders import load_weights, not_loaded, shipped
+
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training pictures, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
 
@@ -115,14 +117,11 @@ def swin_b(pretrained: Literal["imagenet22k"] | bool | None = None, *, drop_path
     try:
         return SwinEncoder(timm.create_model(name, pretrained=True, **options))
     except Exception as error:  # whatever the hub's client raises, which changed more than once
-        raise RuntimeError(
-            f"timm could not load {name} ({error}). The weights come from the Hugging Face hub: run this "
-            "once on a machine with a network and copy its folder ~/.cache/huggingface here, or build the "
-            "network with pretrained=None."
-        ) from error
+        raise not_loaded(name, "timm", error) from error
 
 
 def swin_mini(
+    pretrained: bool = False,
     *,
     embed_dim: int = 32,
     depths: tuple[int, ...] = (2, 2, 2, 2),
@@ -131,8 +130,14 @@ def swin_mini(
     patch: int = 4,
     drop_path: float = 0.0,
 ) -> SwinEncoder:
-    """A Swin for pictures of 96 to 128 px, 2.3 M parameters, random weights. Maps of 96 px: 24, 12, 6, 3."""
-    return SwinEncoder(
+    """A Swin for pictures of 96 to 128 px, 2.3 M parameters: random, or the shipped weights.
+
+    Maps of 96 px: 24, 12, 6, 3.
+
+    Raises:
+        FileNotFoundError: the shipped weights are asked for, but not here; says what to do.
+    """
+    encoder = SwinEncoder(
         SwinTransformer(
             num_classes=0,
             patch_size=patch,
@@ -144,6 +149,9 @@ def swin_mini(
             **_DENSE,
         )
     )
+    if pretrained:
+        load_weights(encoder, shipped("swin"))
+    return encoder
 
 
 _DENSE = {"always_partition": True, "strict_img_size": False}

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rislib.encoders import clip as towers
-from rislib.encoders import shipped, shipped_file
+from rislib.encoders import shipped_file
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.layers import Decoder, conv_block, coordinate_maps, dice_loss, upsample
 from rislib.nouns import Batch, Method, Preprocessing, named_size
@@ -282,12 +282,10 @@ def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
         options: go to `CRIS`.
 
     Raises:
-        FileNotFoundError: the shipped weights or vocabulary are not here; says which command makes them.
+        FileNotFoundError: the shipped weights or vocabulary are not here; says what to do.
     """
     tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
-    clip = towers.clip_rn_mini(tokenizer.vocab_size)
-    if pretrained:
-        towers.load_weights(clip, shipped("clip-rn"))
+    clip = towers.clip_rn_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,
         "neck_widths": (48, 96, 192),

@@ -39,9 +39,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rislib.encoders import shipped, shipped_file
+from rislib.encoders import shipped_file
 from rislib.encoders.bert import BertEncoder, WordPieceTokenizer, bert_base, bert_mini
-from rislib.encoders.clip import load_weights
 from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.layers import conv_block, dice_loss
@@ -296,12 +295,9 @@ def lavt_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
         options: go to `LAVT`.
 
     Raises:
-        FileNotFoundError: the shipped weights or vocabulary are not here; says which command makes them.
+        FileNotFoundError: the shipped weights or vocabulary are not here; says what to do.
     """
     tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
-    swin, bert = swin_mini(), bert_mini(tokenizer.vocab_size)
-    if pretrained:
-        load_weights(swin, shipped("swin"))
-        load_weights(bert, shipped("bert"))
+    swin, bert = swin_mini(pretrained), bert_mini(tokenizer.vocab_size, pretrained)
     mini = {"size": 96, "decoder_width": 64, "text_layers": None, "loss": "cross_entropy+dice"}
     return LAVT(swin, bert, tokenizer, **(mini | options))

@@ -16,28 +16,24 @@ many processes as there are GPUs; a batch is then shared out between them, so th
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import itertools
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from rislib.nouns import Batch, Method
+from rislib.nouns import Method
 from rislib.training.checkpoint import restore_checkpoint, save_checkpoint, save_tensors
 from rislib.training.log import Clock, Log
 from rislib.training.order import Batches, seed_step
-from rislib.training.recipe import Recipe, parameter_groups
+from rislib.training.recipe import Recipe
+from rislib.training.step import Losses, make_accelerator, make_optimiser, optimise
 
 
 @dataclass(frozen=True)
@@ -111,9 +107,7 @@ def fit(
         "sentences": sum(map(len, references)),
     }
 
-    accelerator = _accelerator(recipe.precision)
-    if accelerator.device.type == "cpu":
-        _keep_memory()
+    accelerator = make_accelerator(recipe.precision)
     rank, processes = accelerator.process_index, accelerator.num_processes
     if recipe.batch_size % processes:
         raise ValueError(f"{processes} processes cannot share a batch of {recipe.batch_size} equally")
@@ -121,7 +115,9 @@ def fit(
     method.to(accelerator.device, memory_format=memory_format).train()
     if processes > 1 and accelerator.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    network, optimiser = accelerator.prepare(_Losses(method), _optimiser(method, recipe, accelerator.device))
+    network, optimiser = accelerator.prepare(
+        Losses(method), make_optimiser(method, recipe, accelerator.device)
+    )
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,13 +151,7 @@ def fit(
             group["lr"] = rate * group["initial_lr"]
 
         seed_step(seed, step, rank)
-        with _attention(accelerator.device):
-            losses = network(batch)
-        loss = sum(losses.values())
-        optimiser.zero_grad()
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(method.parameters(), recipe.clip_norm or math.inf)
-        optimiser.step()
+        losses, loss, norm = optimise(network, optimiser, accelerator, batch, recipe.clip_norm)
 
         step += 1
         before, done = done, clock.progress(step)
@@ -190,22 +180,6 @@ def fit(
     return Run(folder, steps=step, samples=step * recipe.batch_size, seconds=clock.seconds())
 
 
-class _Losses(nn.Module):
-    """A method whose forward gives its losses: forward is all that DistributedDataParallel wraps."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        return self.method.losses(batch)
-
-
-def _attention(device: torch.device) -> contextlib.AbstractContextManager:
-    """The fastest attention to train with: torch's fused one has a slow backward pass on CPUs."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
-
-
 def _steps(budget: dict[str, float | None], *, references: int, batch_size: int) -> int | None:
     """How many optimiser steps the budget buys; None where the clock decides."""
     if sum(amount is not None for amount in budget.values()) != 1:
@@ -218,29 +192,6 @@ def _steps(budget: dict[str, float | None], *, references: int, batch_size: int)
         return None
     samples = budget["samples"] if budget["epochs"] is None else budget["epochs"] * references
     return max(1, math.ceil(samples / batch_size))
-
-
-def _accelerator(precision: str) -> Accelerator:
-    # accelerate keeps one state per process and refuses a second precision; notebooks train many times.
-    AcceleratorState._reset_state()
-    # Pretrained towers have parameters that no loss depends on, such as CLIP's temperature.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused])
-
-
-def _keep_memory() -> None:
-    """Ask glibc to keep freed memory: mapping every large tensor anew takes a quarter of a CPU step."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            trim_threshold, mmap_max = -1, -4  # malloc.h
-            libc.mallopt(trim_threshold, 2**31 - 1)
-            libc.mallopt(mmap_max, 0)
-
-
-def _optimiser(method: Method, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimiser]
-    return kind(parameter_groups(method, recipe), fused=device.type in {"cpu", "cuda", "mps", "xpu"})
 
 
 def _validate(

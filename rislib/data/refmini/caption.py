@@ -57,7 +57,7 @@ def _form(scene: Scene, index: int, rng: random.Random) -> Form:
 
 def _lie(form: Form, scene: Scene, rng: random.Random) -> Form:
     """The form with one condition changed, so that it denotes nothing; the form itself if none was found."""
-    parts = ["noun", *(part for part in LIES if getattr(form, part) is not None and part != "noun")]
+    parts = [part for part in LIES if getattr(form, part) is not None]
     for _ in range(10):
         (part,) = rng.choices(parts, [LIES[part] for part in parts])
         lie = replace(form, **{part: _otherwise(form, part, scene, rng)})

@@ -1,0 +1,82 @@
+"""One optimiser step: what `fit` repeats, and what `rislib.benchmark` times."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import sys
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rislib.nouns import Batch, Method
+from rislib.training.recipe import Recipe, parameter_groups
+
+
+class Losses(nn.Module):
+    """A method whose forward gives its losses: forward is all that DistributedDataParallel wraps."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return self.method.losses(batch)
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Accelerate for this process's device, in a recipe's precision."""
+    # accelerate keeps one state per process and refuses a second precision; notebooks train many times.
+    AcceleratorState._reset_state()
+    # Pretrained towers have parameters that no loss depends on, such as CLIP's temperature.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused]
+    )
+    if accelerator.device.type == "cpu":
+        _keep_memory()
+    return accelerator
+
+
+def make_optimiser(method: Method, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameter_groups`, fused where torch can."""
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimiser]
+    return kind(parameter_groups(method, recipe), fused=device.type in {"cpu", "cuda", "mps", "xpu"})
+
+
+def losses_of(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The losses, with the attention that trains fastest: on CPUs torch's fused one is slow backwards."""
+    on_cpu = batch.image.device.type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext():
+        return network(batch)
+
+
+def optimise(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    batch: Batch,
+    clip_norm: float = 0.0,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """One step; returns the losses, their sum, and the norm of all gradients together before clipping."""
+    losses = losses_of(network, batch)
+    loss = sum(losses.values())
+    optimiser.zero_grad()
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(network.parameters(), clip_norm or math.inf)
+    optimiser.step()
+    return losses, loss, norm
+
+
+def _keep_memory() -> None:
+    """Ask glibc to keep freed memory: mapping every large tensor anew takes a quarter of a CPU step."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            trim_threshold, mmap_max = -1, -4  # malloc.h
+            libc.mallopt(trim_threshold, 2**31 - 1)
+            libc.mallopt(mmap_max, 0)

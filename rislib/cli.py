@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-
 app = typer.Typer(
     help="Referring image segmentation from the papers.",
     no_args_is_help=True,

@@ -116,7 +116,7 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
-        raise DataError("parquet needs pyarrow: pip install pyarrow (rislib[hub] has it), or export it as .jsonl") from error
+        raise DataError("parquet needs pyarrow (pip install pyarrow), or export it as .jsonl") from error
     try:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(4096, columns=_wanted(table.schema_arrow.names)):

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rislib.course.cli import course_app
+
 app = typer.Typer(
     help="Referring image segmentation from the papers.",
     no_args_is_help=True,
@@ -17,6 +19,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Draw RefMini; get and check RefCOCO.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(course_app, name="course")
 
 Data = Annotated[str, typer.Option(help="refmini, refmini+, refminig, or a folder in RefCOCO's layout.")]
 

@@ -45,13 +45,14 @@ def lab(tmp_path: Path) -> Iterator[str]:
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"]
     command += [f"--ServerApp.root_dir={tmp_path}", "--IdentityProvider.token=lesson"]
+    command += ["--LabApp.expose_app_in_browser=True"]  # the page can run its commands
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
     try:
         yield f"{_address(server, tmp_path)}lab/tree/{LESSON}.ipynb?token=lesson"
     finally:
         server.terminate()  # its kernels go with it
-        server.wait(timeout=60)
+        server.wait(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -67,8 +68,8 @@ def page() -> Iterator[Page]:
 
 def test_a_typed_sentence_changes_the_picture(lab: str, page: Page):
     page.goto(lab)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.get_by_text("| Idle").wait_for()  # the kernel, in the status bar
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
 
     sentence = page.get_by_label("Find", exact=True)
     picture = page.locator(".jp-CodeCell", has=sentence).locator("img")

@@ -654,7 +654,7 @@ show(figure, alt="Bars: oIoU by kind. " + ", ".join(f"{k} {v['oIoU']:.0f}" for k
 # - Referring segmentation: a picture and a sentence go in, the mask of the one thing that is meant comes out.
 # - The same picture has as many answers as there are sentences; colours are easy, clothes and counting hard.
 # - IoU compares two masks. Averaged over sentences or over pixels, it gives two different numbers.
-# - A minute of training is enough to find a red balloon, and too little to tell two girls apart. Shuffled words
-#   show whether a network listens.
+# - A minute of training is enough to find a red balloon, and too little to tell two girls apart. Shuffled
+#   words show whether a network listens.
 #
 # **Next:** [01 Data](01_data.ipynb), where the sentences, masks and splits come from.

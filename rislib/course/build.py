@@ -103,7 +103,7 @@ def build(
 
     Args:
         names: of lessons; all of them if there are none.
-        execute: also make the solutions, which takes minutes per changed lesson.
+        execute: also make the solutions, which takes minutes per lesson whose code has changed.
         again: execute the solutions of unchanged lessons, too: the library has changed.
 
     Raises:
@@ -125,9 +125,22 @@ def build(
         path, solution = solution_path(folder, name), notebook(lesson, solved=True)
         if execute and (again or list(solution_problems(path, solution))):
             path.parent.mkdir(exist_ok=True)
-            path.write_text(serialise(executed(solution, path.parent)), encoding="utf-8")
+            reworded = None if again else _reworded(read_notebook(path) if path.exists() else None, solution)
+            path.write_text(serialise(reworded or executed(solution, path.parent)), encoding="utf-8")
             written.append(path)
     return written
+
+
+def _reworded(nb: NotebookNode | None, wanted: NotebookNode) -> NotebookNode | None:
+    """`wanted` with the outputs of `nb`, if nothing but text stands between the two; else None."""
+    if nb is None or nb != sealed(copy.deepcopy(nb)):  # an output edited by hand must not get a new seal
+        return None
+    done, todo = ([cell for cell in each.cells if cell.cell_type == "code"] for each in (nb, wanted))
+    if [(cell.source, cell.metadata) for cell in done] != [(cell.source, cell.metadata) for cell in todo]:
+        return None
+    for cell, run in zip(todo, done, strict=True):
+        cell.outputs, cell.execution_count = run.outputs, run.execution_count
+    return sealed(wanted)
 
 
 def executed(nb: NotebookNode, cwd: Path) -> NotebookNode:

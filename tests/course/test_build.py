@@ -45,6 +45,25 @@ def test_only_what_changed_is_built(built: Path):
         build(built, ["07_none"])
 
 
+def test_new_words_keep_the_outputs(built: Path, kernel: list):
+    """Text is free to change without minutes of execution; code is not, nor is an output edited by hand."""
+    master, path = built / "src" / "00_tiny.py", solution_path(built, "00_tiny")
+    kernel[:] = [[new_output("stream", name="stdout", text="executed again\n")]]
+    master.write_text(master.read_text().replace("00 · Tiny", "00 · Small"))
+    assert build(built) == [student_path(built, "00_tiny"), path]
+    assert "Small" in path.read_text() and "executed again" not in path.read_text()
+    assert problems(built) == []
+
+    path.write_text(path.read_text().replace("ok", "excellent"))
+    assert build(built) == [path]
+    assert "executed again" in path.read_text() and "excellent" not in path.read_text()
+    kernel[:] = [[new_output("stream", name="stdout", text="and again\n")]]
+    master.write_text(master.read_text().replace("import math", "import cmath"))
+    build(built)
+    assert "and again" in path.read_text()
+    assert problems(built) == []
+
+
 def test_a_newer_jupytext_changes_nothing(built: Path, monkeypatch: pytest.MonkeyPatch):
     reads = jupytext.reads
 

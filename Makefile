@@ -18,6 +18,8 @@ demo: install
 test: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m pytest
+	$(BIN)/python -m rislib course run --profile ci
+	RISLIB_PROFILE=ci RISLIB_STRICT=1 $(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with notebooks/nbval.cfg notebooks/solutions
 
 lab: install
 	$(BIN)/jupyter lab

@@ -38,7 +38,7 @@ def shares(sentences: list[str]) -> dict[str, float]:
 sentences = Path(sys.argv[1]).read_text().splitlines()
 refmini = [record.expression for record in open_split("refmini", "val").records]
 record = {
-    "given": {"sentences": len(sentences), **shares(sentences)},
+    "refcoco": {"sentences": len(sentences), **shares(sentences)},
     "refmini val": {"sentences": len(refmini), **shares(refmini)},
     **provenance(),
 }

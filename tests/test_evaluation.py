@@ -298,7 +298,8 @@ class Answers(Method):
         self.answers = nn.Parameter(torch.from_numpy(logits).float())  # (n, h, w)
         self.frozen = nn.Dropout().eval()
         self.preprocessing = preprocessing
-        self.batches: list[int] = []
+        self.pictures: list[int] = []  # that were encoded, batch by batch
+        self.batches: list[int] = []  # sentences, batch by batch
 
     def tokenize(self, expressions):
         tokens = torch.tensor([[int(expression)] for expression in expressions])
@@ -307,10 +308,11 @@ class Answers(Method):
     def encode_image(self, image):
         assert not self.training and not torch.is_grad_enabled()
         assert image.shape[1:] == (3, self.preprocessing.size, self.preprocessing.size)
-        self.batches.append(len(image))
+        self.pictures.append(len(image))
         return image
 
     def segment(self, features, tokens, token_mask):
+        self.batches.append(len(tokens))
         return self.answers[tokens[:, 0]][:, None]
 
     def losses(self, batch):
@@ -448,11 +450,13 @@ def test_table_carries_the_protocol_and_puts_its_metric_first(evaluated, protoco
     assert "colour" in table
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_batch_size_does_not_matter(evaluated, batch_size):
+@pytest.mark.parametrize(("batch_size", "pictures"), [(1, [1] * 12), (5, [2, 3, 1]), (100, [4])])
+def test_batch_size_does_not_matter(evaluated, batch_size, pictures):
+    """Twelve sentences, three about each picture, which is encoded once per batch."""
     samples, method = evaluated
     scores = evaluate(method, samples, CRIS_2022, batch_size=batch_size, progress=False).scores
     assert sum(method.batches) == 12 and max(method.batches) == min(batch_size, 12)
+    assert method.pictures == pictures
     assert scores == evaluate(method, samples, CRIS_2022, progress=False).scores
 
 

@@ -219,7 +219,7 @@ def test_a_broken_parquet_file(tmp_path: Path) -> None:
 def test_without_pyarrow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     (tmp_path / "a.parquet").touch()
-    with pytest.raises(DataError, match=r"a\.parquet: parquet needs pyarrow: pip install pyarrow"):
+    with pytest.raises(DataError, match=r"a\.parquet: parquet needs pyarrow \(pip install pyarrow\)"):
         convert_hub([tmp_path / "a.parquet"], tmp_path, "refcoco")
 
 

@@ -516,7 +516,7 @@ def test_a_shifted_window_sees_only_what_lies_together():
             corner = (window // 2, window % 2)[axis] * n
             before = [(corner + (i // n, i % n)[axis] + n // 2) % 8 for i in (a, b)]
             apart = max(apart, abs(before[0] - before[1]))
-        assert mask[window, a, b] == (0 if apart < n else -100)
+        assert mask[window, a, b] == (0 if apart < n else -torch.inf)
 
 
 def test_what_is_padded_is_cut_off_again_and_a_shift_is_undone():

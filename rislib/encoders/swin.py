@@ -80,10 +80,12 @@ def _window_attention(block: SwinTransformerBlock, x: Tensor, mask: Tensor) -> T
 
 
 def shifted_window_mask(h: int, w: int, window: int, device: torch.device | None = None) -> Tensor:
-    """Which positions of a shifted window may see each other: (windows, window**2, window**2), 0 or -100.
+    """Which positions of a shifted window may see each other: (windows, window**2, window**2), 0 or -inf.
 
     Rolling an h x w map (padded to whole windows) by half a window brings its two ends into one window.
-    They stay apart: a position sees those that came from its own side.
+    They stay apart: a position sees those that came from its own side. (Published Swins add -100, which in
+    float32 gives the same sums. But e^-100 is a denormal number, and these are slow on many CPUs: LAVT took
+    twice as long.)
     """
 
     def side(length: int) -> Tensor:  # 0, but 1 before and 2 after the seam, in the last window
@@ -94,7 +96,7 @@ def shifted_window_mask(h: int, w: int, window: int, device: torch.device | None
     down, across = side(h), side(w)
     region = 3 * down[:, None] + across  # (rows*window, columns*window)
     region = region.reshape(len(down) // window, window, -1, window).transpose(1, 2).flatten(2).flatten(0, 1)
-    return (region[:, None] != region[:, :, None]) * -100.0
+    return torch.where(region[:, None] == region[:, :, None], 0.0, -torch.inf)
 
 
 # --- named sizes ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pictures of what a method sees: overlays, contact sheets, learning curves.
+"""Pictures of what a method sees: overlays, contact sheets, galleries; and charts that all look alike.
 
 Two colours mean the same everywhere: `PREDICTION` is what the method says, `TRUTH` what is right.
 Figures are made without pyplot, so nothing has to be closed and no window opens.
@@ -35,7 +35,10 @@ LINE = 0.17  # inches per line of a caption
 
 
 class Drawing(Figure):
-    """A matplotlib figure that a notebook shows by itself, sharp, without pyplot."""
+    """A matplotlib figure that a notebook shows by itself, sharp and on white, without pyplot."""
+
+    def __init__(self, figsize: tuple[float, float], *, dpi: float = DPI, **options: Any) -> None:
+        super().__init__(figsize, dpi, facecolor="white", **options)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         buffer = io.BytesIO()
@@ -102,10 +105,10 @@ def contact_sheet(
     Raises:
         ValueError: samples and predictions differ in number, or there are none.
     """
+    pictures = _answers(samples, predictions, truth=True)
     captions = [sample.expression for sample in samples]
-    figure, panels = _sheet(samples, predictions, captions, columns, width, header=0.55)
+    figure, panels = _sheet(pictures, captions, columns, width, header=0.55)
     for axes, sample, mask in zip(panels, samples, predictions, strict=True):
-        _show(axes, overlay(sample.image, mask, truth=sample.mask, scale=_scale_for(sample.image)))
         intersection, union = intersection_and_union(mask, sample.mask)
         _tag(axes, f"{100 * intersection / max(union, 1):.0f}")
 
@@ -135,9 +138,72 @@ def hero(
     `contact_sheet`; ground truth is not needed and not shown.
     """
     captions = [f"“{sample.expression}”" for sample in samples]
-    figure, panels = _sheet(samples, predictions, captions, columns, width, header=0)
-    for axes, sample, mask in zip(panels, samples, predictions, strict=True):
-        _show(axes, overlay(sample.image, mask, scale=_scale_for(sample.image)))
+    return _sheet(_answers(samples, predictions, truth=False), captions, columns, width)[0]
+
+
+def gallery(
+    pictures: Sequence[Any],
+    captions: Sequence[str],
+    *,
+    columns: int | None = None,
+    width: float = 8,
+    limits: tuple[float | None, float | None] = (0, None),
+) -> Drawing:
+    """Pictures, masks and maps side by side, each with its caption below.
+
+    Args:
+        pictures: PIL images; or arrays or tensors: colours (H, W, 3), uint8 or in [0, 1]; masks (H, W) bool,
+            True is white; maps (H, W) of numbers, bright where they are high.
+        captions: one each. Long lines are wrapped, a line break is kept.
+        columns: panels side by side, all of them unless given; `width` is of the whole, in inches.
+        limits: the darkest and the brightest value of maps; None is a map's own least or most.
+
+    Raises:
+        ValueError: pictures and captions differ in number, or there are none.
+    """
+    return _sheet(pictures, captions, columns or len(pictures), width, limits=limits)[0]
+
+
+def chart(
+    title: str, x: str = "", y: str = "", *, width: float = 7, height: float = 3
+) -> tuple[Drawing, Axes]:
+    """An empty chart with quiet axes, to be drawn into. `x` and `y` name them; lengths are inches."""
+    figure = Drawing((width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
+    axes.set_xlabel(x, color=FAINT, fontsize=9)
+    axes.set_ylabel(y, color=FAINT, fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(HAIRLINE)
+    axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelcolor=FAINT, labelsize=8.5)
+    return figure, axes
+
+
+def bars(
+    percent: Mapping[str, float],
+    title: str,
+    x: str = "percent",
+    *,
+    colours: str | Sequence[str] = PREDICTION,
+    width: float = 7,
+) -> Drawing:
+    """Percentages by name, from top to bottom: bars between 0 and 100, each with its number.
+
+    Args:
+        percent: names and their values, 0 to 100.
+        x: what is counted.
+        colours: one for all, or one each.
+        width: inches.
+    """
+    figure, axes = chart(title, x, width=width, height=0.75 + 0.28 * len(percent))
+    drawn = axes.barh(list(percent), list(percent.values()), color=colours, height=0.68)
+    axes.bar_label(drawn, fmt="%.0f", padding=4, fontsize=9, color=INK)
+    axes.set(xlim=(0, 100), ylim=(len(percent) - 0.4, -0.6), xticks=[])
+    axes.tick_params(labelcolor=INK, labelsize=9)
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(visible=False)
     return figure
 
 
@@ -162,8 +228,8 @@ def learning_curve(
         ValueError: no record of some run has both keys.
     """
     runs = runs if isinstance(runs, Mapping) else {"": runs}
-    figure = Drawing(figsize=(width, 0.55 * width), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
+    title, x = metric.replace("_", " "), against.replace("_", " ")
+    figure, axes = chart(title, x, width=width, height=0.55 * width)
     colours = [PREDICTION, TRUTH, INK, "#f2a900", "#6c5ce7", "#3aa76d", FAINT]
     for i, (name, records) in enumerate(runs.items()):
         flat = [{**record.get("losses", {}), **record} for record in records]
@@ -186,9 +252,9 @@ def learning_curve(
             va="center",
             annotation_clip=False,
         )
-    _quiet(axes)
-    axes.set_xlabel(against.replace("_", " "), color=FAINT, fontsize=9)
-    axes.set_title(metric.replace("_", " "), loc="left", color=INK, fontsize=10.5, fontweight="bold")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     return figure
 
 
@@ -220,40 +286,55 @@ def _scale_for(image: Image.Image, side: int = 640) -> int:
     return max(1, round(side / max(image.size)))
 
 
+def _answers(
+    samples: Sequence[Sample], predictions: Sequence[np.ndarray], *, truth: bool
+) -> list[Image.Image]:
+    """What was answered, over each picture; perhaps with what is right."""
+    if len(samples) != len(predictions):
+        raise ValueError(f"cannot draw {len(samples)} samples with {len(predictions)} predictions")
+    return [
+        overlay(s.image, mask, truth=s.mask if truth else None, scale=_scale_for(s.image))
+        for s, mask in zip(samples, predictions, strict=True)
+    ]
+
+
 def _sheet(
-    samples: Sequence[Sample],
-    predictions: Sequence[np.ndarray],
-    captions: list[str],
+    pictures: Sequence[Any],
+    captions: Sequence[str],
     columns: int,
     width: float,
-    header: float,
+    *,
+    header: float = 0,
+    limits: tuple[float | None, float | None] = (0, None),
 ) -> tuple[Drawing, list[Axes]]:
-    """A figure with an empty panel and a wrapped caption per sample. Lengths are inches."""
-    if len(samples) != len(predictions) or not len(samples):
-        raise ValueError(f"cannot draw {len(samples)} samples with {len(predictions)} predictions")
-    columns = min(columns, len(samples))
-    rows = -(-len(samples) // columns)
+    """A figure with a panel and a wrapped caption per picture. Lengths are inches."""
+    if len(pictures) != len(captions) or not len(pictures):
+        raise ValueError(f"cannot draw {len(pictures)} pictures with {len(captions)} captions")
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
     panel = (width - (columns + 1) * GAP) / columns
     wrapped = [_wrap(caption, width=round(panel / 0.078)) for caption in captions]
-    aspects = [min(sample.image.height / sample.image.width, 1.25) for sample in samples]
+    shapes = [np.shape(picture)[:2] for picture in pictures]
+    aspects = [min(height / width, 1.25) for height, width in shapes]
 
     # A row is as tall as its tallest picture and its longest caption need.
-    starts = range(0, len(samples), columns)
-    pictures = [panel * max(aspects[i : i + columns]) for i in starts]
+    starts = range(0, len(pictures), columns)
+    tallest = [panel * max(aspects[i : i + columns]) for i in starts]
     texts = [0.14 + LINE * max(map(len, wrapped[i : i + columns])) for i in starts]
-    heights = [picture + text for picture, text in zip(pictures, texts, strict=True)]
+    heights = [picture + text for picture, text in zip(tallest, texts, strict=True)]
     total = header + sum(heights) + (rows + (not header)) * GAP
 
-    figure = Drawing(figsize=(width, total), dpi=DPI, facecolor="white")
+    figure = Drawing((width, total))
     panels = []
-    for i, lines in enumerate(wrapped):
+    for i, (picture, lines) in enumerate(zip(pictures, wrapped, strict=True)):
         row, column = divmod(i, columns)
         left = GAP + column * (panel + GAP)
-        bottom = total - (header or GAP) - sum(heights[:row]) - row * GAP - pictures[row]
-        place = (left / width, bottom / total, panel / width, pictures[row] / total)
+        bottom = total - (header or GAP) - sum(heights[:row]) - row * GAP - tallest[row]
+        place = (left / width, bottom / total, panel / width, tallest[row] / total)
         axes = figure.add_axes(place, anchor="S")
         axes.set_axis_off()
         panels.append(axes)
+        _show(axes, picture, limits)
         for k, line in enumerate(lines):  # one by one, since matplotlib sets blocks by their ink
             middle, baseline = left + panel / 2, bottom - 0.22 - k * LINE
             figure.text(middle / width, baseline / total, line, fontsize=9.5, color=INK, ha="center")
@@ -262,19 +343,33 @@ def _sheet(
 
 def _wrap(text: str, width: int) -> list[str]:
     """As few lines as `width` characters allow, and these of like length: no word is left alone."""
+    if "\n" in text:
+        return [line for part in text.split("\n") for line in _wrap(part, width)]
     fewest = len(textwrap.wrap(text, width))
     narrowest = next(w for w in range(1, width + 1) if len(textwrap.wrap(text, w)) <= fewest)
     return textwrap.wrap(text, narrowest)
 
 
-def _show(axes: Axes, image: Image.Image) -> None:
+def _show(axes: Axes, picture: Any, limits: tuple[float | None, float | None]) -> None:
     """The picture with rounded corners."""
-    drawn = axes.imshow(image, interpolation="antialiased")
-    corner = 0.03 * max(image.size)
+    # Pictures are enlarged smoothly; of masks and maps one should see the cells.
+    smooth = "hanning" if isinstance(picture, Image.Image) else "antialiased"
+    values = np.asarray(picture)
+    height, width = values.shape[:2]
+    low, high = (0, 1) if values.dtype == bool else limits
+    drawn = axes.imshow(
+        values,
+        cmap="gray" if values.dtype == bool else "magma",
+        vmin=low,
+        vmax=high,
+        extent=(0, width, height, 0),
+        interpolation=smooth,
+    )
+    corner = 0.03 * max(height, width)
     frame = FancyBboxPatch(
         (corner, corner),
-        image.width - 2 * corner,
-        image.height - 2 * corner,
+        width - 2 * corner,
+        height - 2 * corner,
         boxstyle=f"round,pad={corner}",
         transform=axes.transData,
     )
@@ -311,18 +406,6 @@ def _legend(figure: Figure, handles: list, anchor: tuple[float, float]) -> None:
         handlelength=1.3,
         columnspacing=1.6,
     )
-
-
-def _quiet(axes: Axes) -> None:
-    """Few ticks, hairlines, and no frame but the ground line."""
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(HAIRLINE)
-    axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=FAINT, labelsize=8.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _moving_average(values: np.ndarray, length: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rislib import viz
@@ -118,6 +119,75 @@ def test_wide_and_tall_pictures_share_a_sheet():
     figure.savefig(io.BytesIO(), format="png")
 
 
+def drawn_colours(figure: viz.Drawing) -> list[np.ndarray]:
+    """What each panel of a gallery shows in the end: (H, W, 4) in [0, 1]."""
+    return [image.to_rgba(image.get_array(), norm=True) for axes in figure.axes for image in axes.images]
+
+
+def test_gallery_shows_pictures_masks_and_maps_as_they_are():
+    mask = square(1, 1, side=2, size=6)
+    colours = np.random.default_rng(0).random((6, 6, 3))
+    picture, black_white, map_, tensor = drawn_colours(
+        viz.gallery([colours, mask, 5.0 * mask, torch.arange(36.0).reshape(6, 6)], ["a", "b", "c", "d"])
+    )
+    assert (picture[..., :3] == colours).all()
+    assert (black_white[..., :3] == mask[..., None]).all()
+    assert map_[2, 2, :3].sum() > 2 and map_[0, 0, :3].sum() < 0.1  # magma: nearly white, nearly black
+    brightness = tensor[..., :3].sum(-1).ravel()
+    assert (np.diff(brightness) > 0).all()
+
+
+def test_gallery_draws_maps_within_common_limits():
+    weak, strong = np.full((2, 2), 0.25), np.full((2, 2), 1.0)
+    own = drawn_colours(viz.gallery([weak, strong], ["weak", "strong"]))
+    common = drawn_colours(viz.gallery([weak, strong], ["weak", "strong"], limits=(0, 1)))
+    assert (own[0] == own[1]).all()
+    assert (common[0] != common[1]).any() and (common[1] == own[1]).all()
+
+
+def test_gallery_keeps_line_breaks_and_fills_its_columns():
+    pictures = [Image.new("RGB", (30, 20))] * 5
+    figure = viz.gallery(pictures, ["one\nand two", "b", "c", "d", "e"], columns=2)
+    assert [text.get_text() for text in figure.texts][:2] == ["one", "and two"]
+    lefts = [axes.get_position().x0 for axes in figure.axes]
+    assert lefts[0] == lefts[2] == lefts[4] < lefts[1] == lefts[3]
+    row = viz.gallery(pictures, list("abcde"))
+    assert len({axes.get_position().y0 for axes in row.axes}) == 1
+
+
+def test_all_of_a_picture_is_within_its_frame():
+    """The corners are round, but no cell of a coarse map is cut off."""
+    axes = viz.gallery([np.arange(4).reshape(2, 2)], ["four cells"]).axes[0]
+    assert axes.images[0].get_extent() == [0, 2, 2, 0]
+    box = axes.images[0].get_clip_path().get_fully_transformed_path().get_extents()
+    assert np.allclose(box.get_points(), axes.transData.transform([[0, 2], [2, 0]]))
+
+
+@pytest.mark.parametrize(("pictures", "captions"), [(1, 2), (2, 1), (0, 0)])
+def test_pictures_and_captions_come_in_pairs(pictures, captions):
+    with pytest.raises(ValueError, match=f"{pictures} pictures with {captions} captions"):
+        viz.gallery([np.zeros((2, 2))] * pictures, ["a"] * captions)
+
+
+def test_charts_are_quiet_and_named():
+    figure, axes = viz.chart("Title", "across", "up", width=5, height=2)
+    assert figure.get_size_inches().tolist() == [5, 2]
+    assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == ("Title", "across", "up")
+    assert [side for side, spine in axes.spines.items() if spine.get_visible()] == ["bottom"]
+
+
+def test_bars_are_percentages_from_top_to_bottom():
+    figure = viz.bars({"CRIS": 64.6, "nothing": 0.2}, "oIoU", colours=["#ff0000", "#0000ff"])
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [64.6, 0.2]
+    assert [bar.get_facecolor()[:3] for bar in axes.patches] == [(1, 0, 0), (0, 0, 1)]
+    assert [text.get_text() for text in axes.texts] == ["65", "0"]
+    assert axes.get_xlim() == (0, 100)  # bars of different charts can be compared
+    figure.canvas.draw()
+    first, second = (label.get_window_extent().y0 for label in axes.get_yticklabels())
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["CRIS", "nothing"] and first > second
+
+
 @pytest.mark.parametrize("draw", [viz.contact_sheet, viz.hero])
 def test_samples_and_predictions_come_in_pairs(draw, three):
     samples, masks = three
@@ -164,6 +234,10 @@ def test_moving_average_is_a_mean_of_neighbours(length):
     half = length // 2
     naive = [values[max(i - half, 0) : i + half + 1].mean() for i in range(30)]
     assert viz._moving_average(values, length) == pytest.approx(naive)
+
+
+def test_a_line_break_is_kept():
+    assert viz._wrap("a\nlong word", 5) == ["a", "long", "word"]
 
 
 @pytest.mark.parametrize("text", ["", "box", "person in green trousers on the left", "Donaudampfschifffahrt"])

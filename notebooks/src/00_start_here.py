@@ -14,7 +14,6 @@
 profile = "cpu"  # "ci" takes seconds, "cpu" minutes, "gpu" is the full-scale world
 
 # %% tags=["imports"]
-import math
 import tempfile
 from pathlib import Path
 
@@ -36,13 +35,13 @@ from rislib.methods.cris import cris_mini
 from rislib.predict import Predictor
 from rislib.runs import read_log
 from rislib.training import MINI, fit
-from rislib.viz import FAINT, INK, PREDICTION, Drawing, contact_sheet, learning_curve, overlay
+from rislib.viz import bars, contact_sheet, gallery, learning_curve, overlay
 
 # %% [markdown]
 # ## Is everything here?
 #
-# The first cell has printed your versions. The next one builds the network that we use below and fills half
-# of it with weights that travel with the course. If it prints a number, all is well.
+# The first cell has printed your versions. The next one builds the network that we use below, and loads the
+# pretrained weights that travel with the course. If it prints a number, all is well.
 
 # %% tags=["nbval-check-output"]
 parameters = sum(p.numel() for p in cris_mini().parameters())
@@ -62,31 +61,13 @@ for i, thing in enumerate(scene.things):
     print(i, thing.name, thing.colour or f"with a {thing.outfit.shirt} shirt", f"at x = {thing.x:.2f}")
 
 # %% [markdown]
-# A small helper sets pictures side by side. We use it all the way down.
-
-
-# %%
-def panels(pictures, captions, columns=3):
-    """Pictures with captions. An array (H, W) is shown in gray: 1 is white, 0 is black."""
-    rows = math.ceil(len(pictures) / columns)
-    size = (7, rows * (7 / columns + 0.2))  # inches
-    figure = Drawing(figsize=size, dpi=200, facecolor="white", layout="constrained")
-    axes = figure.subplots(rows, columns).flat
-    for panel, picture, caption in zip(axes, pictures, captions, strict=True):
-        panel.imshow(picture, cmap="gray", vmin=0, vmax=1)
-        panel.set_title(caption, fontsize=9, color=INK)
-        panel.set_axis_off()
-    return figure
-
-
-# %% [markdown]
 # Somebody says **“the girl behind the ball”**. Here is what goes in, what should come out, and how we show
 # it from now on.
 
 # %%
 mask = masks[2]
 show(
-    panels([image, mask, overlay(image, mask)], ["in: a picture", "out: a mask", "both: an overlay"]),
+    gallery([image, mask, overlay(image, mask)], ["in: a picture", "out: a mask", "both: an overlay"]),
     alt="Three panels: a meadow with two girls, a boy, a ball and two balloons; the mask of the girl "
     "behind the ball, white on black; the same picture with that girl tinted.",
 )
@@ -112,7 +93,7 @@ apart = overlay(image, np.zeros_like(mask))
 for i, colour in zip(people, ("#00b8d9", "#f2a900", "#6c5ce7"), strict=True):
     apart.paste(overlay(image, masks[i], colour), mask=Image.fromarray(masks[i]))
 show(
-    panels(
+    gallery(
         [together, apart, overlay(image, mask)],
         ["semantic: “person”", "instance: each person", "referring: “girl behind the ball”"],
     ),
@@ -226,7 +207,7 @@ asked = {
 }
 answers = [overlay(image, masks[list(resolve(form, scene))].any(axis=0)) for form in asked.values()]
 show(
-    panels(answers, [f"“{sentence}”" for sentence in asked]),
+    gallery(answers, [f"“{sentence}”" for sentence in asked], columns=3),
     alt="Six times the same meadow, each time with another thing tinted: " + ", ".join(asked) + ".",
 )
 
@@ -269,7 +250,7 @@ for move in moves:
     pictures.append(overlay(image, moved, truth=boy))
     captions.append(f"moved by {move} pixels: IoU {intersection / union:.2f}")
 show(
-    panels(pictures, captions),
+    gallery(pictures, captions),
     alt="The boy's mask, tinted, moved to the left by 4, 16 and 64 pixels, with its true place outlined.",
 )
 
@@ -410,6 +391,9 @@ if profile == "ci":  # a small world, drawn on the spot
 train, val = open_split(world, "train"), open_split(world, "val")
 print(f"{len(train):,} sentences to learn from, {len(val):,} to be tested with")
 
+# %% [markdown]
+# `fit` trains. `MINI` is its *recipe*: which optimiser, which learning rate, how many samples at a time.
+
 # %%
 torch.manual_seed(0)
 network = cris_mini()
@@ -490,7 +474,7 @@ check(logits_to_mask)
 # ## Ask it
 #
 # `Predictor` looks at a picture once and then answers as many sentences as you like. On the left the answer,
-# on the right the probabilities: gray is where the network is not sure.
+# on the right the probabilities: what is neither black nor bright is where the network is not sure.
 
 # %%
 predictor = Predictor(network)
@@ -501,8 +485,8 @@ def ask(sentence, number):
     picture = paint(sample_scene(f"start here {number}", cast="people"), 384).image
     predictor.set_image(picture)
     found = predictor.segment(sentence)
-    captions = [f"“{sentence}”", "probability: white is 1, black is 0"]
-    return panels([overlay(picture, found.mask), found.probability], captions, columns=2)
+    captions = [f"“{sentence}”", "probability: black is 0, the brightest 1"]
+    return gallery([overlay(picture, found.mask), found.probability], captions, limits=(0, 1))
 
 
 # %% [markdown]
@@ -555,7 +539,8 @@ show(
 # %% [markdown]
 # Two numbers say it for many sentences. The **mean IoU** (mIoU) lets every sentence count the same. The
 # **overall IoU** (oIoU) adds up all intersections, all unions, and divides: large things count more. Here
-# are both, in percent, with the interval in which chance could have moved them.
+# are both, in percent, with the interval in which chance could have moved them. (`CRIS_2022` names the rules
+# by which the paper counts: its threshold, for example. Lesson 04 compares it with another.)
 
 # %%
 asked_of = val[:600]
@@ -611,24 +596,19 @@ for name, meaning in {
     print(f"{recorded('cris_mini/' + name)['oIoU']:6.1f}  {meaning}")
 
 # %% [markdown]
-# Trained without words, it does not even begin to mark things: no answer is the best guess if you do not
-# know what is asked. So the words carry the score, and pretraining adds to it. (Each of these networks was
-# trained once, so a difference of a point or two would mean nothing.)
+# Trained without words, it does no better than with wrong ones: from a picture alone nobody can guess what is
+# asked. So the words carry the score, and pretraining adds to it. (Each of these networks was trained once,
+# so a difference of a point or two would mean nothing.)
 #
 # And which sentences are hard? We know what each of them turns on:
 
 # %%
-kinds = dict(sorted(ours["by_kind"].items(), key=lambda item: item[1]["oIoU"]))
-figure = Drawing(figsize=(6, 3), dpi=200, facecolor="white", layout="constrained")
-axes = figure.subplots()
-bars = axes.barh(list(kinds), [part["oIoU"] for part in kinds.values()], color=PREDICTION, height=0.65)
-axes.bar_label(bars, [f"{part['oIoU']:.0f}" for part in kinds.values()], padding=4, color=INK, fontsize=9)
-axes.set(xlim=(0, 100), xlabel="oIoU in percent, RefMini val, after five minutes")
-axes.set_title("What a sentence turns on", loc="left", fontsize=10.5, fontweight="bold", color=INK)
-axes.xaxis.label.set_color(FAINT)
-axes.tick_params(length=0, labelcolor=INK)
-axes.spines[:].set_visible(False)
-show(figure, alt="Bars: oIoU by kind. " + ", ".join(f"{k} {v['oIoU']:.0f}" for k, v in kinds.items()))
+kinds = {kind: part["oIoU"] for kind, part in ours["by_kind"].items()}
+kinds = dict(sorted(kinds.items(), key=lambda item: item[1], reverse=True))
+show(
+    bars(kinds, "What a sentence turns on", "oIoU in percent, RefMini val, after five minutes"),
+    alt="Bars: oIoU by kind. " + ", ".join(f"{kind} {value:.0f}" for kind, value in kinds.items()),
+)
 
 # %% [markdown]
 # ## The map of the course

@@ -21,7 +21,6 @@ profile = "cpu"  # "ci" takes seconds, "cpu" minutes, "gpu" is the full-scale wo
 import json
 import random
 import tempfile
-import textwrap
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,7 +37,7 @@ from rislib.data import build_refmini, decode_segmentation, encode_mask, load_re
 from rislib.data.published import PUBLISHED
 from rislib.data.refmini import FLAVOURS, KINDS, Form, paint, resolve, sample_scene, speak
 from rislib.data.refmini.forms import GROUPS, PLACES
-from rislib.viz import DPI, FAINT, INK, PREDICTION, TRUTH, Drawing, overlay
+from rislib.viz import FAINT, HAIRLINE, INK, PREDICTION, TRUTH, Drawing, bars, chart, gallery, overlay
 
 # %% [markdown]
 # ## 1 · One reference
@@ -56,24 +55,7 @@ for flavour in FLAVOURS:
     print(worlds[flavour])
 
 # %% [markdown]
-# Two helpers for the figures of this lesson: pictures in a row, and one thing marked in a picture.
-
-
-# %%
-def gallery(pictures, captions, width=9.0):
-    """N pictures and N captions -> a figure with all of them in a row."""
-    panel = width / len(pictures)  # inches
-    captions = ["\n".join(textwrap.fill(line, round(12 * panel)) for line in c.split("\n")) for c in captions]
-    tallest = max(np.shape(picture)[0] / np.shape(picture)[1] for picture in pictures)
-    height = panel * tallest + 0.18 * max(caption.count("\n") + 1.6 for caption in captions)
-    figure = Drawing(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
-    row = figure.subplots(1, len(pictures), squeeze=False)[0]
-    for axes, picture, caption in zip(row, pictures, captions, strict=True):
-        axes.imshow(picture)
-        axes.set(xticks=[], yticks=[], anchor="N")
-        axes.spines[:].set_visible(False)
-        axes.set_xlabel(caption, fontsize=10, color=INK)
-    return figure
+# A helper for the figures of this lesson: one thing is marked, in its own colours, and the rest is pale.
 
 
 # %%
@@ -256,7 +238,7 @@ def lead(axes, start, end, key):
 
 
 # %%
-figure = Drawing(figsize=(9, 3.3), dpi=DPI, facecolor="white", layout="constrained")
+figure = Drawing((9, 3.3), layout="constrained")
 left, right = figure.subplots(1, 2, width_ratios=(1, 1.7))
 left.imshow(marked(samples[0].image, samples[0].mask))
 right.set(xlim=(0, 10), ylim=(10, 0))
@@ -280,24 +262,13 @@ show(figure, alt="A reference leads by its ids to an annotation and an image, th
 #
 # A network needs pixels. The usual rule: **a pixel belongs to the polygon if its centre lies inside.**
 #
-# Below is an arrow with seven corners, on a small grid. The first cell is a helper: empty axes.
-
-
-# %%
-def chart(title, xlabel, ylabel=None, width=8.0, height=2.8):
-    """A figure with one pair of axes -> both."""
-    figure = Drawing(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
+# Below is an arrow with seven corners, on a small grid.
 
 # %%
 arrow = [1.2, 4.3, 7.3, 4.3, 7.3, 1.7, 13.1, 6.2, 7.3, 10.8, 7.3, 7.8, 1.2, 7.8]
 inside = decode_segmentation([arrow], 12, 15)
 figure, axes = chart("Which centres lie inside?", "x", "y", width=6, height=4.6)
-axes.pcolormesh(np.where(inside, 0.3, 0.0), cmap="Blues", vmin=0, vmax=1, edgecolors="#dfe2e7", linewidth=0.6)
+axes.pcolormesh(np.where(inside, 0.3, 0.0), cmap="Blues", vmin=0, vmax=1, edgecolors=HAIRLINE, linewidth=0.6)
 y, x = np.mgrid[:12, :15] + 0.5
 axes.scatter(x, y, s=9, color=np.where(inside.ravel(), INK, "#c3c8d0"))
 axes.fill(arrow[0::2], arrow[1::2], fill=False, edgecolor=PREDICTION, linewidth=1.8)
@@ -477,12 +448,9 @@ rules = {
     "CRIS: sum x 255 in a byte, not 0": (total * 255).astype(np.uint8) > 0,
     "LAVT: the sum is 1": total == 1,
 }
-tint = np.array([[240, 242, 245], [0, 184, 217]], dtype=np.uint8)
+captions = [f"{rule}\n{mask.sum()} pixels" for rule, mask in rules.items()]
 show(
-    gallery(
-        [tint[mask.astype(int)] for mask in rules.values()],
-        [f"{n}\n{m.sum()} pixels" for n, m in rules.items()],
-    ),
+    gallery(list(rules.values()), captions),
     alt="Two overlapping rectangles: joined under the first two rules, then with a hole where they overlap.",
 )
 
@@ -494,7 +462,7 @@ show(
 # ## 4 · Run lengths
 #
 # The other way to keep a mask is to say how long each colour goes on: *6 outside, 3 inside, 2 outside ...*
-# COCO has two rules that everybody forgets once:
+# This is *run-length encoding*, RLE for short. COCO has two rules that everybody forgets once:
 #
 # 1. **Pixels are counted down the columns**, not along the rows.
 # 2. **The first number counts outside pixels.** If the first pixel is inside, the first number is 0.
@@ -504,6 +472,7 @@ counts = [6, 3, 2, 3, 4, 1, 4, 1, 4, 2]
 mask = decode_segmentation({"size": [5, 6], "counts": counts}, 5, 6)
 figure, axes = chart(f"counts {counts}", "column", "row", width=5, height=4.2)
 axes.imshow(mask, cmap="Blues", vmin=0, vmax=2.6)
+axes.grid(visible=False)
 for column in range(6):
     axes.plot([column + 0.33] * 2, [-0.35, 4.35], color=FAINT, lw=0.8)
     axes.plot(column + 0.33, 4.3, "v", color=FAINT, markersize=4)
@@ -697,24 +666,14 @@ show(
 # RefMini knows of each sentence which *kind* it is: the part of it that decides. In *red car left of the
 # bus* it is the relation, if there are two red cars; if there is only one, it is the colour.
 
-
 # %%
-def bars(axes, shares, colour):
-    """Draw a dict of names and percents, from top to bottom."""
-    drawn = axes.barh(list(shares), list(shares.values()), color=colour, height=0.65)
-    axes.bar_label(drawn, fmt="%.0f", padding=4, fontsize=9, color=INK)
-    axes.set(xlim=(0, 105), ylim=(len(shares) - 0.4, -0.6))
-
-
-# %%
-figure = Drawing(figsize=(9, 3.2), dpi=DPI, facecolor="white", layout="constrained")
-row = figure.subplots(1, 3, sharey=True)
-for axes, (flavour, world) in zip(row, worlds.items(), strict=True):
+figure, axes = chart("What decides", "percent of sentences", height=3.4)
+for flavour, world in worlds.items():
     kinds = [record.kind for record in world.records]
-    bars(axes, {kind: 100 * kinds.count(kind) / len(kinds) for kind in KINDS}, colours[flavour])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(flavour, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axes.set(xlabel="percent of sentences", xlim=(0, 75))
+    percent = [100 * kinds.count(kind) / len(kinds) for kind in KINDS]
+    axes.scatter(percent, KINDS, s=55, color=colours[flavour], label=flavour)
+axes.invert_yaxis()
+axes.legend(frameon=False, loc="lower right")
 show(
     figure,
     alt="Shares of the kinds in the three flavours: refmini is half location, refmini+ has none of it.",
@@ -725,11 +684,11 @@ show(
 # and the same words in RefMini. (*In all*: a sentence may have several kinds, or none.)
 
 # %%
-people, ours = recorded("kinds")["given"], recorded("kinds")["refmini val"]
+people, ours = recorded("kinds")["refcoco"], recorded("kinds")["refmini val"]
 kinds = [kind for kind in people if kind != "sentences"]
 figure, axes = chart("What sentences mention", "percent of sentences")
 for kind in kinds:
-    axes.plot([people[kind], ours[kind]], [kind, kind], color="#dfe2e7", linewidth=3, zorder=1)
+    axes.plot([people[kind], ours[kind]], [kind, kind], color=HAIRLINE, linewidth=3, zorder=1)
 for name, shares, colour in (("RefCOCO", people, INK), ("RefMini", ours, TRUTH)):
     label = f"{name}, {shares['sentences']:,} sentences"
     axes.scatter([shares[kind] for kind in kinds], kinds, s=55, color=colour, label=label, zorder=2)
@@ -775,7 +734,8 @@ for (dataset, split_by), splits in PUBLISHED.items():
 # %% [markdown]
 # RefCOCO and RefCOCOg were split twice. The two ways look alike in the table, and are not:
 #
-# - UNC and UMD divide **pictures**. All references of a picture are in the same part.
+# - UNC and UMD (the universities of North Carolina and of Maryland) divide **pictures**. All references of a
+#   picture are in the same part.
 # - Google divides **things**. The left dog may be in train, and the right dog *of the same picture* in val.
 #
 # Does that matter? Whoever has trained on the picture has seen the place, the light, and the left dog. "The
@@ -874,10 +834,8 @@ for dataset, by_picture in (("refcoco", "unc"), ("refcocog", "umd")):
     print(f"{dataset}: {total:,} pictures; Google's train and val share at least {shared:,}")
 
 # %%
-figure, axes = chart("Pictures of val that are also in train, at least", "percent", height=2.2)
-bars(axes, seen_at_least, PREDICTION)
 show(
-    figure,
+    bars(seen_at_least, "Pictures of val that are also in train, at least"),
     alt="None of the pictures of UNC's and UMD's val is in train, but over three quarters of Google's.",
 )
 
@@ -1056,9 +1014,10 @@ for number in range({"ci": 100, "cpu": 2000, "gpu": 2000}[profile]):
 percent = {way: 100 * np.mean(answers) for way, answers in alone.items()}
 
 # %%
-figure, axes = chart("The sentence denotes one thing alone", "percent of things", height=2.2)
-bars(axes, percent, TRUTH)
-show(figure, alt="The name alone is enough for few things, name and place for more, all three for most.")
+show(
+    bars(percent, "The sentence denotes one thing alone", "percent of things", colours=TRUTH),
+    alt="The name alone is enough for few things, name and place for more, all three for most.",
+)
 
 # %% [markdown]
 # The name alone leaves most things ambiguous. Looks help, a place helps, and both together still do not

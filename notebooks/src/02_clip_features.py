@@ -23,21 +23,20 @@ import numpy as np
 import torch
 from IPython.display import display
 from ipywidgets import Text
-from matplotlib.colors import LinearSegmentedColormap
+from PIL import Image
 from torch.nn import functional as F
 
+# %% tags=["imports"]
+from rislib import viz
 from rislib.course import check, hint, show
 from rislib.course.recorded import recorded
-
-# %% tags=["imports"]
 from rislib.data import build_refmini, make_batch, open_split, to_tensor
 from rislib.data.refmini import KINDS, describe, paint, sample_scene
 from rislib.encoders import shipped_file
 from rislib.encoders.clip import MEAN, STD, clip_rn_mini, dense_attention_pool, resize_positions
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import UNKNOWN, ClipTokenizer
 from rislib.evaluation import CRIS_2022, predict_masks
 from rislib.nouns import Preprocessing
-from rislib.viz import FAINT, INK, PREDICTION, TRUTH, Drawing, contact_sheet, learning_curve
 
 # %% [markdown]
 # ## 1. Two towers, one space
@@ -101,16 +100,16 @@ def sentences_of(texts):
 # %%
 def draw_matrix(cosines, pictures, captions):
     """cosines (T, P) of T captions, down, and P pictures, across."""
-    figure = Drawing(figsize=(9.2, 6.1), dpi=200, layout="constrained")
+    figure = viz.Drawing((9.2, 6.1), layout="constrained")
     axes = figure.add_subplot(anchor="E")
     axes.imshow(cosines, cmap="RdPu", vmin=0, vmax=1)
     for column, picture in enumerate(pictures):
         axes.imshow(picture, extent=(column - 0.47, column + 0.47, -0.56, -1.5))
     for (row, column), cosine in np.ndenumerate(cosines):
-        look = {"color": "white" if cosine > 0.5 else INK, "weight": "bold" if row == column else None}
+        look = {"color": "white" if cosine > 0.5 else viz.INK, "weight": "bold" if row == column else None}
         axes.text(column, row, f"{cosine:.2f}", ha="center", va="center", fontsize=9, **look)
     axes.set(xlim=(-0.5, len(pictures) - 0.5), ylim=(len(captions) - 0.5, -1.55), xticks=[])
-    axes.set_yticks(range(len(captions)), captions, fontsize=8.5, color=INK)
+    axes.set_yticks(range(len(captions)), captions, fontsize=8.5, color=viz.INK)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
@@ -228,7 +227,7 @@ for pairs in (8, 64, 32_768):
 #
 # Three trainings, each beginning where the one before ended. Their records stand beside the weights. The
 # loss has four parts of equal weight: InfoNCE in both directions for the vector of the whole picture, and
-# once more for the *best of its cells*, which section 4 is about (`rislib/pretraining.py`).
+# once more for the *best of its cells*, which section 4 is about (`rislib/pretraining/clip.py`).
 
 # %%
 stages = [json.loads(shipped_file("weights/clip-rn.json").read_text())]
@@ -244,7 +243,7 @@ for number, stage in enumerate(stages, 1):
 # of 192 pictures, so nobody could reach 100.
 
 # %%
-figure = learning_curve(
+figure = viz.learning_curve(
     {f"training {number}:": stage["curve"] for number, stage in enumerate(stages, 1)},
     against="samples",
     width=8,
@@ -252,9 +251,9 @@ figure = learning_curve(
 axes = figure.axes[0]
 for label in axes.texts:
     label.xyann = (6, 8)  # above the other curves
-axes.axhline(np.log(64), color=FAINT, linewidth=1, linestyle=":")
-axes.text(2e5, np.log(64), "a guess", color=FAINT, fontsize=8.5, ha="right", va="bottom")
-axes.set_xlabel("pairs seen in this training", color=FAINT, fontsize=9)
+axes.axhline(np.log(64), color=viz.FAINT, linewidth=1, linestyle=":")
+axes.text(2e5, np.log(64), "a guess", color=viz.FAINT, fontsize=8.5, ha="right", va="bottom")
+axes.set_xlabel("pairs seen in this training", color=viz.FAINT, fontsize=9)
 show(
     figure, alt="Three falling curves of the loss. The first begins where a guess is; the others go on lower."
 )
@@ -298,17 +297,17 @@ print(f"{unique} of 64 captions still differ from all the others")
 # %%
 def draw_lies(pictures, captions, lies, cosines):
     """cosines (P, 2): of each picture with its caption, and with its lie."""
-    figure = Drawing(figsize=(9, 0.9 * len(pictures)), dpi=200, layout="constrained")
-    figure.suptitle("Cosine with the picture: its caption (blue), its lie (gray)", fontsize=10.5, color=INK)
+    figure = viz.Drawing((9, 0.9 * len(pictures)), layout="constrained")
+    figure.suptitle("Cosine with the picture: caption (blue), lie (gray)", fontsize=10.5, color=viz.INK)
     panels = figure.subplots(len(pictures), 2, width_ratios=(1, 4))
     for (left, right), picture, *texts, two in zip(panels, pictures, captions, lies, cosines, strict=True):
         left.imshow(picture)
         left.set_axis_off()
-        right.barh([0, 1], two, color=[TRUTH, FAINT], height=0.75)
+        right.barh([0, 1], two, color=[viz.TRUTH, viz.FAINT], height=0.75)
         for row, cosine in enumerate(two):
-            right.text(cosine + 0.01, row, f"{cosine:.2f}", va="center", fontsize=8.5, color=INK)
+            right.text(cosine + 0.01, row, f"{cosine:.2f}", va="center", fontsize=8.5, color=viz.INK)
         right.set(xlim=(0, 1), ylim=(1.7, -0.7), xticks=[], frame_on=False)
-        right.set_yticks([0, 1], texts, fontsize=9, color=INK)
+        right.set_yticks([0, 1], texts, fontsize=9, color=viz.INK)
         right.tick_params(length=0)
     return figure
 
@@ -388,7 +387,7 @@ check(loss_with_lies)
 
 # %% [markdown]
 # The library's version, with several captions for each picture, is `Contrastive.losses` in
-# `rislib/pretraining.py`.
+# `rislib/pretraining/clip.py`.
 #
 # ## 4. From one vector to a map
 #
@@ -574,8 +573,8 @@ check(similarity_maps)
 
 
 # %% [markdown]
-# To look at a map, we let it shine on its picture: cells with a high cosine stay bright, the others are in
-# the dark.
+# To look at a map, we let it shine on its picture. The light is the same all through this lesson: it is dark
+# where the cosine is 0.4 or less, and full where it is 0.8 or more.
 
 
 # %%
@@ -587,28 +586,21 @@ def cosine_maps(picture, texts, size=96):
 
 
 # %%
-NIGHT = LinearSegmentedColormap.from_list("night", [(0.06, 0.05, 0.2, 0.93), (0.06, 0.05, 0.2, 0)])
-
-
-def draw_map(axes, picture, cosines, title):
-    """A picture in the light of a map (h, w), on the same scale in all pictures of this lesson."""
-    frame = {"extent": (0, 1, 0, 1), "aspect": "equal"}
-    axes.imshow(picture, **frame)
-    drawn = axes.imshow(cosines, cmap=NIGHT, vmin=0.4, vmax=0.8, **frame)
-    axes.set_title(title, fontsize=10, color=INK)
-    axes.set_axis_off()
-    return drawn
+def lit(picture, cosines):
+    """A picture in the light of a map (h, w)."""
+    light = Image.fromarray((cosines - 0.4).div(0.4).clamp(0.07, 1).mul(255).byte().numpy())
+    light = light.resize(picture.size, Image.Resampling.NEAREST)
+    return Image.composite(picture, Image.new("RGB", picture.size, "#0f0d33"), light)
 
 
 # %%
 texts = ["bus", "red bus", "blue bus", "blue", "woman", "girl", "bottom right", "cat"]
-figure = Drawing(figsize=(9, 5), dpi=200, layout="constrained")
-panels = figure.subplots(2, 4)
-for axes, text, cosines in zip(panels.flat, texts, cosine_maps(picture, texts), strict=True):
-    drawn = draw_map(axes, picture, cosines, f'"{text}" (up to {cosines.max():.2f})')
-bar = figure.colorbar(drawn, ax=panels, shrink=0.7, label="cosine")
-bar.outline.set_visible(False)
-show(figure, alt="A street with two buses, a woman and a girl, under eight similarity maps of 6 by 6 cells.")
+cosines = cosine_maps(picture, texts)  # (8, 6, 6)
+captions = [f'"{text}"\nat most {most:.2f}' for text, most in zip(texts, cosines.amax((1, 2)), strict=True)]
+show(
+    viz.gallery([lit(picture, one) for one in cosines], captions, columns=4),
+    alt="A street with two buses, a woman and a girl, under eight similarity maps of 6 by 6 cells.",
+)
 
 # %% [markdown]
 # Look at the maps one by one. Nobody ever told this network where a bus is.
@@ -627,13 +619,9 @@ show(figure, alt="A street with two buses, a woman and a girl, under eight simil
 # %%
 def word_map(sentence):
     """The map of one sentence over the street."""
-    unheard = [word for word in sentence.split() if 1 in tokenizer([word])[0]]
+    unheard = [word for word in sentence.split() if UNKNOWN in tokenizer([word])[0]]
     title = f'"{sentence}"' + (f", never heard: {', '.join(unheard)}" if unheard else "")
-    figure = Drawing(figsize=(4.6, 3.7), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    drawn = draw_map(axes, picture, cosine_maps(picture, [sentence])[0], title)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="cosine").outline.set_visible(False)
-    return figure
+    return viz.gallery([lit(picture, cosine_maps(picture, [sentence])[0])], [title], width=4.5)
 
 
 # %%
@@ -731,18 +719,11 @@ check(resize_table)
 
 # %%
 table = clip.model.visual.attnpool.positional_embedding[1:]  # (36, 512)
-figure = Drawing(figsize=(9.5, 2.7), dpi=200, layout="constrained")
-panels = figure.subplots(1, 4)
-for axes, side in zip(panels[:2], (6, 12), strict=True):
-    column = resize_positions(table, (side, side))[:, 0].reshape(side, side)
-    axes.imshow(column, cmap="PuOr", vmin=-1.5, vmax=1.5)
-    axes.set_title(f"positions, {side} x {side}", fontsize=10, color=INK)
-    axes.set_axis_off()
-for axes, size in zip(panels[2:], (96, 192), strict=True):
-    drawn = draw_map(axes, picture, cosine_maps(picture, ["blue bus"], size)[0], f'"blue bus" at {size} px')
-figure.colorbar(drawn, ax=panels, shrink=0.8, label="cosine").outline.set_visible(False)
+columns = [resize_positions(table, (side, side))[:, 0].reshape(side, side) for side in (6, 12)]
+buses = [lit(picture, cosine_maps(picture, ["blue bus"], size)[0]) for size in (96, 192)]
+captions = ["positions, 6 x 6", "positions, 12 x 12", '"blue bus" at 96 px', '"blue bus" at 192 px']
 show(
-    figure,
+    viz.gallery([*columns, *buses], captions, limits=(-1.5, 1.5)),
     alt="A column of the table of positions, small and resized; the map of blue bus with 36 and 144 cells.",
 )
 
@@ -752,9 +733,9 @@ show(
 #
 # ## 7. A segmenter without any training
 #
-# A map and a threshold make a mask: *whatever is similar enough to the sentence*. Let us measure how good
-# that is. We need expressions to tune the threshold on, from the train split, and others to report, from
-# val.
+# A map and a threshold make a mask: *whatever is similar enough to the sentence*. Such a use, for a task that
+# a network was never trained for, is called *zero-shot*. Let us measure how good it is. We need expressions
+# to tune the threshold on, from the train split, and others to report, from val.
 
 # %%
 n = {"ci": 24, "cpu": 300, "gpu": 3000}[profile]  # expressions
@@ -814,13 +795,9 @@ maps, _ = ask(tune)
 thresholds = np.arange(0.4, 0.99, 0.05)
 curve = [scores_of(masks_from(maps, tune, t), tune).overall_iou() for t in thresholds]
 best = float(thresholds[np.argmax(curve)])
-figure = Drawing(figsize=(7, 2.6), dpi=200, layout="constrained")
-axes = figure.add_subplot()
-axes.plot(thresholds, curve, color=PREDICTION, marker="o", markersize=4)
-axes.axvline(best, color=FAINT, linewidth=1, linestyle=":")
-axes.set_xlabel("threshold", color=FAINT, fontsize=9)
-axes.set_title(f"oIoU on {n} expressions of train", loc="left", color=INK, fontsize=10.5)
-axes.spines[["top", "right"]].set_visible(False)
+figure, axes = viz.chart(f"oIoU on {n} expressions of train", "threshold", height=2.6)
+axes.plot(thresholds, curve, color=viz.PREDICTION, marker="o", markersize=4)
+axes.axvline(best, color=viz.FAINT, linewidth=1, linestyle=":")
 show(figure, alt=f"Overall IoU against the threshold, highest at {best:.2f}.")
 
 # %% [markdown]
@@ -843,27 +820,10 @@ results["CRIS, trained (whole val)"] = recorded("cris_mini/val")["oIoU"]
 low, high = scores["CLIP, zero-shot"].interval("oIoU")
 print(f"zero-shot: {results['CLIP, zero-shot']:.1f} oIoU, 95 % interval {low:.1f} to {high:.1f}, n = {n}")
 
-
 # %%
-def draw_bars(values, colours, title):
-    """Values by name, as bars with their numbers."""
-    figure = Drawing(figsize=(7.5, 0.9 + 0.33 * len(values)), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(list(values), list(values.values()), color=colours, height=0.68)
-    for row, value in enumerate(values.values()):
-        axes.text(value + 0.6, row, f"{value:.0f}", va="center", fontsize=9, color=INK)
-    axes.set_title(title, loc="left", color=INK, fontsize=10.5)
-    axes.invert_yaxis()
-    axes.tick_params(length=0, labelsize=9.5, labelcolor=INK)
-    axes.set_xticks([])
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    return figure
-
-
-# %%
-colours = [FAINT, FAINT, PREDICTION, TRUTH, INK]
+colours = [viz.FAINT, viz.FAINT, viz.PREDICTION, viz.TRUTH, viz.INK]
 show(
-    draw_bars(results, colours, f"oIoU under cris_2022, {n} expressions of val"),
+    viz.bars(results, "Whose masks?", f"oIoU in percent, {n} expressions of val", colours=colours),
     alt="; ".join(f"{name}: {value:.0f} oIoU" for name, value in results.items()),
 )
 
@@ -873,7 +833,7 @@ show(
 # answers, the first of our lot, not the best.
 
 # %%
-sheet = contact_sheet(val[:8], answers["CLIP, zero-shot"][:8], title="Zero-shot, on val")
+sheet = viz.contact_sheet(val[:8], answers["CLIP, zero-shot"][:8], title="Zero-shot, on val")
 show(
     sheet, alt="Eight pictures with an expression each. The marked areas are blobs, often on the right thing."
 )
@@ -907,8 +867,9 @@ for size in (96, 128, 192):
 pointing = recorded("pointing")
 kinds = sorted((kind for kind in KINDS if kind in pointing), key=pointing.get, reverse=True)
 by_kind = {kind: pointing[kind] for kind in kinds} | {"chance": pointing["chance"]}
+colours = [viz.PREDICTION] * len(kinds) + [viz.FAINT]
 show(
-    draw_bars(by_kind, [PREDICTION] * len(kinds) + [FAINT], f"points right, % of {pointing['n']:,} in val"),
+    viz.bars(by_kind, "Points right", f"percent of {pointing['n']:,} expressions of val", colours=colours),
     alt="; ".join(f"{kind}: {value:.0f} %" for kind, value in by_kind.items()),
 )
 
@@ -934,13 +895,9 @@ for pair in (
 
 # %%
 texts = ["left person", "right person", "bus left of the girl", "girl left of the bus"]
-figure = Drawing(figsize=(9.5, 2.6), dpi=200, layout="constrained")
-panels = figure.subplots(1, 4)
-for axes, text, cosines in zip(panels, texts, cosine_maps(picture, texts), strict=True):
-    drawn = draw_map(axes, picture, cosines, f'"{text}"')
-figure.colorbar(drawn, ax=panels, shrink=0.8, label="cosine").outline.set_visible(False)
+lights = [lit(picture, cosines) for cosines in cosine_maps(picture, texts)]
 show(
-    figure,
+    viz.gallery(lights, [f'"{text}"' for text in texts]),
     alt="Four maps. Left and right person differ. The last two are alike, but mean different things.",
 )
 
@@ -965,18 +922,15 @@ for kind, pair in PAIRS.items():
     apart[kind] = 1 - (first * second).sum(dim=1).mean().item()
 
 # %%
-figure = Drawing(figsize=(7, 3.6), dpi=200, layout="constrained")
-axes = figure.add_subplot()
-axes.axhline(pointing["chance"], color=FAINT, linewidth=1, linestyle=":")
-axes.text(0.5, pointing["chance"] + 1, "chance", color=FAINT, fontsize=9, ha="right")
+x, y = "1 - cosine of two sentences that differ in this alone", "points right, percent"
+figure, axes = viz.chart("What is not heard cannot be shown", x, y, height=3.6)
+axes.axhline(pointing["chance"], color=viz.FAINT, linewidth=1, linestyle=":")
+axes.text(0.5, pointing["chance"] + 1, "chance", color=viz.FAINT, fontsize=9, ha="right")
 for kind, distance in apart.items():
-    axes.scatter(distance, pointing[kind], color=PREDICTION, s=28)
+    axes.scatter(distance, pointing[kind], color=viz.PREDICTION, s=28)
     side = "top" if kind in ("pattern", "relation") else "bottom"  # two pairs lie close together
-    axes.text(distance + 0.007, pointing[kind], kind, fontsize=9.5, color=INK, va=side)
+    axes.text(distance + 0.007, pointing[kind], kind, fontsize=9.5, color=viz.INK, va=side)
 axes.set(xlim=(-0.02, 0.6), ylim=(0, 85))
-axes.set_xlabel("1 - cosine of two sentences that differ in this alone", color=FAINT, fontsize=9)
-axes.set_title("points right, %", loc="left", color=INK, fontsize=10.5)
-axes.spines[["top", "right"]].set_visible(False)
 show(
     figure, alt="Seven kinds as points: those whose sentences lie close together are pointed at least often."
 )

@@ -19,11 +19,14 @@ profile = "cpu"  # "ci" takes seconds, "cpu" minutes, "gpu" is the full-scale wo
 # %% tags=["imports"]
 from dataclasses import dataclass, replace
 
+import ipywidgets
 import numpy as np
 import torch
+from IPython.display import display
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# %% tags=["imports"]
 from rislib.course import check, hint, show
 from rislib.course.recorded import recorded
 from rislib.data import to_tensor
@@ -31,7 +34,7 @@ from rislib.data.refmini.build import draw_picture, draw_pictures
 from rislib.evaluation.metrics import Scores
 from rislib.methods.cris import cris_mini
 from rislib.methods.layers import conv_block, coordinate_maps, dice_loss, sine_positions_2d, upsample
-from rislib.viz import DPI, FAINT, HAIRLINE, INK, PREDICTION, TRUTH, Drawing, overlay
+from rislib.viz import FAINT, HAIRLINE, PREDICTION, TRUTH, chart, gallery, overlay
 
 # %% [markdown]
 # ## 1. What each side brings
@@ -45,10 +48,9 @@ large = draw_picture("lesson 03/look/53", "val", "refmini", 384).painting
 expression = "person to the left of the green kite"
 wanted = next(i for i, said in scene.references.items() if expression in [e.text for e in said])
 show(
-    overlay(large.image, large.masks[wanted]),
+    gallery([overlay(large.image, large.masks[wanted])], [f"“{expression}”"], width=4.5),
     alt=f"A man and a girl in the snow, a red and a green kite. The man is tinted: {expression}.",
 )
-print(expression)
 
 # %% [markdown]
 # The encoders are CLIP's two towers, pretrained and from now on *frozen*: nothing in this lesson changes
@@ -178,7 +180,7 @@ check(top_down)
 #
 # A convolution does the same at every place. So it can hardly know what *left* is. (A little leaks in: from
 # the zeros around the border, and here from CLIP's position table.) The cure is simple (CoordConv, Liu et
-# al., 2018; CRIS's neck has it too): two more channels that say where each cell lies. The first grows from -1
+# al., 2018; CRIS does it too): two more channels that say where each cell lies. The first grows from -1
 # at the left edge to 1 at the right, the second from -1 at the top to 1 at the bottom.
 
 
@@ -235,17 +237,9 @@ check(coordinates)
 
 # %%
 maps = coordinate_maps(torch.zeros(1, 1, 12, 12))[0]  # (2, 12, 12)
-figure = Drawing(figsize=(5.4, 2.5), dpi=DPI, facecolor="white", layout="constrained")
-for axes, values, name in zip(figure.subplots(1, 2), maps, ["x", "y"], strict=True):
-    drawn = axes.imshow(values, cmap="PiYG", vmin=-1, vmax=1)
-    axes.set_title(f"channel {name}", fontsize=9, color=INK)
-    axes.set_xticks([0, 11])
-    axes.set_yticks([0, 11])
-    axes.tick_params(length=0, labelsize=8, labelcolor=FAINT)
-    axes.spines[:].set_visible(False)
-figure.colorbar(drawn, ax=figure.axes, shrink=0.85, ticks=[-1, 0, 1]).outline.set_visible(False)
+captions = ["x: -1 at the left, 1 at the right", "y: -1 at the top, 1 below"]
 show(
-    figure,
+    gallery(maps, captions, width=6, limits=(-1, 1)),
     alt="Two maps of 12 by 12 cells: x grows from -1 left to 1 right, y from -1 at the top to 1 below.",
 )
 
@@ -593,8 +587,9 @@ for name, data in [("training", known), ("held out", held_out)]:
     print(f"{name}: {len(data.fine)} pictures, {len(data.masks)} sentences")
 
 # %% [markdown]
-# The training loop is short. The loss is binary cross entropy plus Dice, the target is the mask at 24 x 24.
-# Every head sees the same sentences in the same order: the order depends on the seed alone.
+# The training loop is short. The loss is binary cross entropy, which judges each cell, plus Dice, which
+# judges how well whole masks overlap. The target is the mask at 24 x 24. Every head sees the same
+# sentences in the same order: the order depends on the seed alone.
 
 
 # %%
@@ -690,18 +685,16 @@ kinds = sorted(set(held_out.kinds), key=held_out.kinds.count)
 colours = dict(zip(contestants, [FAINT, "#f2a900", TRUTH, "#c3b8f5", "#6c5ce7", PREDICTION], strict=True))
 
 # %%
-figure = Drawing(figsize=(8.5, 5), dpi=DPI, facecolor="white", layout="constrained")
-axes = figure.add_subplot(xlabel="oIoU on held-out sentences of this kind, percent")
+x = "oIoU on held-out sentences of this kind, percent"
+figure, axes = chart("Each kind, each way, each seed", x, width=8, height=5)
 for k, (name, colour) in enumerate(colours.items()):
     for row, kind in enumerate(kinds):
         found, y = of_kind(name, kind), row + 0.35 - 0.14 * k
         axes.plot(found, [y] * len(found), "o", color=colour, ms=3.5, alpha=0.5, mew=0)
         axes.plot(np.mean(found), y, "|", color=colour, ms=8, mew=2.5, label=name if row == 0 else None)
 axes.set_yticks(range(len(kinds)), [f"{kind} ({held_out.kinds.count(kind)})" for kind in kinds])
-axes.tick_params(length=0, labelsize=9, labelcolor=INK)
 axes.grid(axis="x", color=HAIRLINE)
-axes.spines[:].set_visible(False)
-figure.legend(loc="outside upper center", ncols=6, frameon=False, fontsize=9, handletextpad=0)
+figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9, handletextpad=0)
 show(figure, alt="oIoU for each kind of expression and each way of fusion, one dot per seed.")
 
 # %% [markdown]
@@ -811,7 +804,7 @@ def inspect(sentence):
 # %%
 answer, maps = inspect(expression)
 show(
-    overlay(large.image, answer, truth=large.masks[wanted]),
+    gallery([overlay(large.image, answer, truth=large.masks[wanted])], [f"“{expression}”"], width=4.5),
     alt=f"What the head answers to {expression!r}, tinted; the truth is outlined.",
 )
 
@@ -830,21 +823,22 @@ def tokens_of(sentence):
     return ["start", *(cris.tokenizer.pieces[i].removesuffix("</w>") for i in ids[1:-1]), "end"]
 
 
-def spotlight(axes, strength, token):
-    """Draw the picture where strength (384, 384) is highest, white where it is 0."""
+def spotlight(strength):
+    """The picture where strength (384, 384) is highest, nearly white where it is 0."""
     light = strength[..., None] / strength.max()
-    pixels = np.asarray(large.image) / 255
-    axes.imshow(light * pixels + (1 - light) * 0.97)
-    axes.set_title(f"{token}: {strength.mean():.0%}, at most {strength.max():.0%}", fontsize=8.5, color=INK)
-    axes.set_axis_off()
+    return light * np.asarray(large.image) / 255 + (1 - light) * 0.97
+
+
+def share_of(token, strength):
+    return f"{token}\n{strength.mean():.0%}, at most {strength.max():.0%}"
 
 
 # %%
-figure = Drawing(figsize=(9, 4.1), dpi=DPI, facecolor="white", layout="constrained")
-panels = figure.subplots(2, 5).flat
-for axes, token, strength in zip(panels, tokens_of(expression), maps, strict=True):
-    spotlight(axes, strength, token)
-show(figure, alt="Ten panels, one per token: the scene shines through where cells read that token.")
+captions = [share_of(*part) for part in zip(tokens_of(expression), maps, strict=True)]
+show(
+    gallery([spotlight(strength) for strength in maps], captions, columns=5),
+    alt="Ten panels, one per token: the scene shines through where cells read that token.",
+)
 
 # %% [markdown]
 # Read such maps with care.
@@ -865,13 +859,8 @@ show(figure, alt="Ten panels, one per token: the scene shines through where cell
 def draw(sentence, token):
     """The head's answer, and the map of one of the sentence's tokens, by its number."""
     answer, maps = inspect(sentence)
-    figure = Drawing(figsize=(6.4, 3.4), dpi=DPI, facecolor="white", layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.imshow(overlay(large.image, answer))
-    left.set_title(sentence, fontsize=9, color=INK)
-    left.set_axis_off()
-    spotlight(right, maps[token], tokens_of(sentence)[token])
-    return figure
+    captions = [f"“{sentence}”", share_of(tokens_of(sentence)[token], maps[token])]
+    return gallery([overlay(large.image, answer), spotlight(maps[token])], captions, width=6.4)
 
 
 def choices(sentence):
@@ -879,9 +868,6 @@ def choices(sentence):
 
 
 # %%
-import ipywidgets
-from IPython.display import display
-
 sentence = ipywidgets.Text(value=expression, continuous_update=False)
 token = ipywidgets.ToggleButtons(options=choices(expression), value=4)
 shown = show(draw(expression, 4), alt=f"The answer to {expression!r}, and the map of one token.")
@@ -944,8 +930,8 @@ for name, mask in [("start token", start_only), ("words", words_only), ("end tok
 # %% [markdown]
 # ## 8. What the paper claims, what we measured
 #
-# CRIS (Wang et al., 2022) is the paper behind this lesson. Its neck multiplies the sentence vector into the
-# picture's maps, and its decoder then reads the words by cross attention.
+# CRIS (Wang et al., 2022) is the paper behind this lesson. Its *neck*, which joins the picture's maps,
+# multiplies the sentence vector into them, and its *decoder* then reads the words by cross attention.
 #
 # | | claim | where |
 # |---|---|---|

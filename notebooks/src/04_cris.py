@@ -23,14 +23,13 @@ import ipywidgets
 import numpy as np
 import torch
 from IPython.display import display
-from PIL import Image
 from torch.nn import functional as F
 
 from rislib import viz
 from rislib.course import check, hint, show
 from rislib.course.recorded import recorded
 
-# %%
+# %% tags=["imports"]
 from rislib.data import build_refmini, make_batch, open_split, to_tensor
 from rislib.data.refmini.build import draw_picture, draw_pictures
 from rislib.demo import one_per_picture
@@ -39,40 +38,6 @@ from rislib.evaluation.metrics import intersection_and_union
 from rislib.methods.cris import cris_mini, cris_r50
 from rislib.predict import Predictor
 from rislib.training import MINI, fit
-
-# %% [markdown]
-# Two helpers for pictures. You need not read them.
-
-
-# %%
-def gallery(*panels, columns, width=8, height=2.3, top=None):
-    """Pairs (title, picture or map) -> a figure. A map's colours run from 0 to `top`, or to its own most."""
-    rows = len(panels) // columns
-    size = (width, rows * height)
-    figure = viz.Drawing(figsize=size, dpi=viz.DPI, facecolor="white", layout="constrained")
-    for axes, (title, content) in zip(figure.subplots(rows, columns).flat, panels, strict=True):
-        smooth = "lanczos" if isinstance(content, Image.Image) else "nearest"
-        axes.imshow(content, cmap="magma", vmin=0, vmax=top, interpolation=smooth)
-        axes.set_title(title, fontsize=9.5, color=viz.INK)
-        axes.set_axis_off()
-    return figure
-
-
-# %%
-def chart(title, x, y, *, width=7, height=3):
-    """An empty chart -> figure, axes."""
-    figure = viz.Drawing(figsize=(width, height), dpi=viz.DPI, facecolor="white", layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=viz.INK)
-    axes.set_xlabel(x, color=viz.FAINT, fontsize=9)
-    axes.set_ylabel(y, color=viz.FAINT, fontsize=9)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(viz.HAIRLINE)
-    axes.grid(axis="y", color=viz.HAIRLINE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=viz.FAINT, labelsize=8.5)
-    return figure, axes
-
 
 # %% [markdown]
 # ## 1 · The network on one page
@@ -94,7 +59,7 @@ image, expression = picture.painting.image, "yellow car"
 target = next(i for i, said in picture.references.items() if expression in [e.text for e in said])
 truth = picture.painting.masks[target]
 show(
-    gallery(("the picture", image), (f"“{expression}”", truth), columns=2, width=7, height=3.8),
+    viz.gallery([image, truth], ["the picture", f"“{expression}”"], width=7),
     alt=f"A drawn street with two cars and two children, and the mask of the “{expression}”.",
 )
 
@@ -131,9 +96,9 @@ for name, x in {"v3": v3, "v4": v4, "v5": v5, "sentence": text.sentence, "words"
 
 # %%
 maps = {"v3": v3, "v4": v4, "v5": v5}
-panels = [(f"{name}: {x.shape[2]} × {x.shape[3]}", x[0].abs().mean(dim=0)) for name, x in maps.items()]
+captions = [f"{name}: {x.shape[2]} × {x.shape[3]}" for name, x in maps.items()]
 show(
-    gallery(("the picture", image), *panels, columns=4),
+    viz.gallery([image, *(x[0].abs().mean(dim=0) for x in maps.values())], ["the picture", *captions]),
     alt="The picture and three maps of it, from fine (24 by 24 cells) to coarse (6 by 6).",
 )
 
@@ -243,7 +208,7 @@ print("in one call the same:", torch.allclose(logits, in_one, atol=1e-5))
 
 
 # %%
-figure, axes = chart("What one pixel costs", "inner product of pixel and sentence (logit)", "loss")
+figure, axes = viz.chart("What one pixel costs", "inner product of pixel and sentence (logit)", "loss")
 logit = torch.linspace(-6, 6, 121)
 axes.plot(logit, -F.logsigmoid(logit), color=viz.PREDICTION, linewidth=2)
 axes.plot(logit, -F.logsigmoid(-logit), color=viz.TRUTH, linewidth=2)
@@ -529,7 +494,7 @@ print(f"{len(asked)} expressions, logits {tuple(logits.shape)}, targets {tuple(t
 
 # %%
 inside = F.interpolate(targets, logits.shape[2:], mode="area") > 0.5
-figure, axes = chart("Pixels against their sentence", "logit", "share of these pixels", width=7)
+figure, axes = viz.chart("Pixels against their sentence", "logit", "share of these pixels")
 bins = np.linspace(-20, 20, 81)
 for pixels_of, name, colour in ((inside, "object", viz.PREDICTION), (~inside, "elsewhere", viz.TRUTH)):
     values = logits[pixels_of].clamp(-20, 20).numpy()
@@ -570,11 +535,12 @@ both = torch.stack(vectors) - torch.stack(vectors).mean(dim=(0, 1, 2))  # (2, 48
 torch.manual_seed(0)
 colours = both @ torch.pca_lowrank(both.flatten(0, 2), q=3)[2]  # (2, 48, 48, 3)
 colours = (colours / (4 * colours.std(dim=(0, 1, 2))) + 0.5).clamp(0, 1)
-panels = []
+panels, captions = [], []
 for sentence, colour, probability in zip(sentences, colours, probabilities, strict=True):
-    panels += [(f"“{sentence}”", image), ("pixel vectors as colours", colour), ("probability", probability)]
+    panels += [image, colour, probability]
+    captions += [f"“{sentence}”", "pixel vectors as colours", "probability"]
 show(
-    gallery(*panels, columns=3, width=7, top=1),
+    viz.gallery(panels, captions, columns=3, width=7, limits=(0, 1)),
     alt="Two rows, one for each car: the picture, its pixel vectors as colours, the probability.",
 )
 
@@ -599,8 +565,8 @@ def at_threshold(level):
     intersection, union = intersection_and_union(mask, truth)
     title = f"above {level:.2f}: IoU {100 * intersection / max(union, 1):.0f} %"
     answer = viz.overlay(image, mask, truth=truth, scale=4)
-    asked_for = f"probability of “{expression}”"
-    figure = gallery((asked_for, probability), (title, answer), columns=2, width=7, height=3.9, top=1)
+    captions = [f"probability of “{expression}”", title]
+    figure = viz.gallery([probability, answer], captions, width=7, limits=(0, 1))
     return figure, f"The probabilities, and the mask {title}."
 
 
@@ -726,7 +692,7 @@ print(f"The two headlines of this one network differ by {abs(gap):.1f} points.")
 # %%
 levels = np.linspace(0.1, 0.9, 9)
 sweep = [measure(replace(CRIS_2022, threshold=float(level))).summary() for level in levels]
-figure, axes = chart("One network, nine thresholds", "threshold on the probability", "percent", width=7)
+figure, axes = viz.chart("One network, nine thresholds", "threshold on the probability", "percent")
 best = {}
 for name, colour in (("mIoU", viz.PREDICTION), ("oIoU", viz.TRUTH)):
     values = [summary[name] for summary in sweep]
@@ -841,7 +807,7 @@ for name, scores in {"Bold": bold, "Even": even}.items():
     print(f"{name}: oIoU {scores.overall_iou():.0f}   mIoU {scores.mean_iou():.0f}")
 
 # %%
-figure, axes = chart("The same 90 references", "pixels of the thing", "IoU, percent", width=7)
+figure, axes = viz.chart("The same 90 references", "pixels of the thing", "IoU, percent")
 areas = [mask.sum() for mask in truths]
 for name, scores, colour in (("Bold", bold, viz.PREDICTION), ("Even", even, viz.TRUTH)):
     label = f"{name}: oIoU {scores.overall_iou():.0f}, mIoU {scores.mean_iou():.0f}"
@@ -892,7 +858,7 @@ def spread(values):
 
 
 # %%
-figure, axes = chart("Mini CRIS without some of its parts", "mIoU, percent", "", width=7, height=2.6)
+figure, axes = viz.chart("Mini CRIS without some of its parts", "mIoU, percent", height=2.6)
 for row, (variant, by_seed) in enumerate(reversed(ablation.items())):
     values = list(by_seed.values())
     colour = viz.PREDICTION if variant == "full" else viz.INK

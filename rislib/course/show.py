@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from typing import Any
 
 
@@ -42,5 +43,20 @@ def _output(picture: Any, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
     """Data and metadata of a display_data message."""
     png = picture._repr_png_()
     png, size = png if isinstance(png, tuple) else (png, {})
-    data = {"image/png": base64.b64encode(png).decode(), "text/plain": alt}
+    data = {"image/png": base64.b64encode(_slim(png)).decode(), "text/plain": alt}
     return data, {"image/png": {**size, "alt": alt}}
+
+
+def _slim(png: bytes) -> bytes:
+    """The same picture to the eye, on white, and about a third smaller: no value moves by more than 1 of 255.
+
+    A palette of 256 colours would be smaller still, but draws bands into gradients and drops rare colours.
+    """
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    thirds = [3 * round(value / 3) for value in range(256)]  # keeps 0 and 255
+    slim = io.BytesIO()
+    Image.alpha_composite(white, picture).convert("RGB").point(3 * thirds).save(slim, "png")
+    return slim.getvalue()

@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes of one thread each: many tests wait for notebooks.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: install demo test lab lint clean
 
@@ -17,9 +19,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/python -m rislib course run --profile ci
-	RISLIB_PROFILE=ci RISLIB_STRICT=1 $(BIN)/python -m pytest --nbval-lax --nbval-sanitize-with notebooks/nbval.cfg notebooks/solutions
+	RISLIB_PROFILE=ci RISLIB_STRICT=1 $(PYTEST) --nbval-lax --nbval-sanitize-with notebooks/nbval.cfg notebooks/solutions
 
 lab: install
 	$(BIN)/jupyter lab

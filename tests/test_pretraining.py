@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from rislib.data import make_batch
 from rislib.encoders import load_weights, shipped_file
 from rislib.encoders.clip import clip_rn_mini, clip_vit_mini
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.pretraining import CaptionedScenes, Contrastive, _set_lengths, pretrain, retrieval_accuracy
+from rislib.pretraining import Contrastive, Scenes, pretrain
+from rislib.pretraining.clip import captioned, retrieval_accuracy, set_lengths
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +23,9 @@ def tokenizer() -> ClipTokenizer:
 
 
 @pytest.fixture(scope="module")
-def scenes() -> CaptionedScenes:
-    return CaptionedScenes("test of pretraining", 256, bundles=2, progress=False)
+def scenes() -> Scenes:
+    draw = partial(captioned, bundles=2, captions=2, size=96)
+    return Scenes(draw, "test of pretraining", 256, progress=False)
 
 
 @pytest.fixture(params=[(clip_rn_mini, 96), (clip_vit_mini, 128)], ids=["rn", "vit"])
@@ -38,7 +41,7 @@ def test_tokens_are_captions_first_and_then_their_lies(model: Contrastive, token
     assert torch.equal(tokens, expected)
 
 
-def test_similarities_equal_a_naive_loop(model: Contrastive, scenes: CaptionedScenes):
+def test_similarities_equal_a_naive_loop(model: Contrastive, scenes: Scenes):
     """Cosines times the temperature; of the cells, the logarithm of the mean of their exponentials."""
     batch = make_batch([scenes[i] for i in range(0, 4, 2)], model.preprocessing, model.tokenize)
     with torch.no_grad():
@@ -55,7 +58,7 @@ def test_similarities_equal_a_naive_loop(model: Contrastive, scenes: CaptionedSc
                 torch.testing.assert_close(similarity["local"][i, j], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_loss_equals_a_naive_loop(model: Contrastive, scenes: CaptionedScenes):
+def test_loss_equals_a_naive_loop(model: Contrastive, scenes: Scenes):
     """A picture looks for its captions among others and its own lies, a caption for its picture."""
     n, k = 5, 2
     batch = make_batch([scenes[i] for i in range(0, 2 * n, 2)], model.preprocessing, model.tokenize)
@@ -79,18 +82,18 @@ def test_loss_equals_a_naive_loop(model: Contrastive, scenes: CaptionedScenes):
         torch.testing.assert_close(losses[f"{name}_caption_to_picture"], expected)
 
 
-def test_lengths_change_and_directions_do_not(model: Contrastive, scenes: CaptionedScenes):
+def test_lengths_change_and_directions_do_not(model: Contrastive, scenes: Scenes):
     batch = make_batch([scenes[i] for i in range(8)], model.preprocessing, model.tokenize)
     with torch.no_grad():
         before = model(batch.image, batch.tokens)
-        _set_lengths(model, scenes)
+        set_lengths(model, scenes)
         after = model(batch.image, batch.tokens)
         vector = model.encoder.encode_image(batch.image, dense=False).vector
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
     assert vector.pow(2).mean().sqrt() == pytest.approx(0.5, rel=0.2)
 
 
-def test_retrieval_accuracy_of_chance_and_of_a_cheat(model: Contrastive, scenes: CaptionedScenes):
+def test_retrieval_accuracy_of_chance_and_of_a_cheat(model: Contrastive, scenes: Scenes):
     """An untrained network is near chance; one that knows which is which finds all."""
     chance = retrieval_accuracy(model, scenes, candidates=128)
     assert all(value < 6 for name, value in chance.items() if not name.endswith("truth"))
@@ -105,28 +108,28 @@ def test_retrieval_accuracy_of_chance_and_of_a_cheat(model: Contrastive, scenes:
 
 
 def test_captioned_scenes_are_seeded_and_apart():
-    once, again = (CaptionedScenes("a", 3, bundles=2, captions=3, progress=False) for _ in range(2))
-    other = CaptionedScenes("b", 3, bundles=2, captions=3, progress=False)
-    assert (once.pixels == again.pixels).all() and once.captions == again.captions
+    draw = partial(captioned, bundles=2, captions=3, size=96)
+    once, again, other = (Scenes(draw, seed, 3, progress=False) for seed in "aab")
+    assert (once.pixels == again.pixels).all() and once.texts == again.texts
     assert (once.pixels != other.pixels).any()
     assert once.by_reference() == [[0, 1], [2, 3], [4, 5]]
-    assert once[3].expression == once.captions[1][1] and once[3].image_id == 1
+    assert once[3].expression == once.texts[1][1] and once[3].image_id == 1
     pairs = [pair.split("\t") for pair in once[0].expression.split("\n")]
     assert len(pairs) == 3 and all(caption != lie for caption, lie in pairs)
 
 
 def test_pretrain_leaves_weights_that_can_be_gone_on_from(tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
-    record = pretrain("clip-rn", minutes=0.05, out="weights", scenes=200, test_scenes=192)
+    measured = pretrain("clip-rn", minutes=0.05, out="weights", scenes=200, test_scenes=192)
     on_disk = json.loads((tmp_path / "weights" / "clip-rn.json").read_text())
-    assert on_disk["retrieval_percent_of_192"] == record["retrieval_percent_of_192"]
+    assert on_disk["retrieval_percent_of_192"] == measured["retrieval_percent_of_192"]
     assert {"recipe", "curve", "commit", "machine", "command", "samples_seen"} <= set(on_disk)
     encoder = clip_rn_mini(tokenizer.vocab_size)
     load_weights(encoder, tmp_path / "weights" / "clip-rn.safetensors")
     image, (tokens, _) = torch.randn(1, 3, 96, 96), tokenizer(["a dog"])
     vector, sentence, _ = encoder.eval()(image, tokens)
     assert F.cosine_similarity(vector, sentence).isfinite().all()
-    again = pretrain(
+    pretrain(
         "clip-rn",
         minutes=0.02,
         out="more",
@@ -134,4 +137,5 @@ def test_pretrain_leaves_weights_that_can_be_gone_on_from(tmp_path, monkeypatch,
         test_scenes=192,
         start=tmp_path / "weights" / "clip-rn.safetensors",
     )
-    assert again["start"]["samples_seen"] == record["samples_seen"]
+    again = json.loads((tmp_path / "more" / "clip-rn.json").read_text())
+    assert again["start"] == on_disk

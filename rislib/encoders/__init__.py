@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
-PRETRAINED = ("clip-rn", "clip-vit")  # the mini towers that `python -m rislib pretrain` makes
+PRETRAINED = ("clip-rn", "clip-vit", "swin", "bert")  # the mini towers that `python -m rislib pretrain` makes
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE.parent / "data", _PACKAGE / "shipped")  # a checkout, an installed wheel

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from rislib.encoders import load_weights, not_loaded, shipped
 
 PAD = 0  # of BERT's vocabulary
+MASK, SPECIAL = 103, frozenset({PAD, 100, 101, 102, 103})  # of bert-base-uncased's; also [UNK], [CLS], [SEP]
 
 
 class BertEncoder(nn.Module):
@@ -114,6 +115,17 @@ class WordPieceTokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.bert)
+
+    # These two are known before the hub was asked: networks are built from them, and read later.
+    @property
+    def mask_id(self) -> int:
+        """The id that stands for a hidden word: [MASK]."""
+        return MASK if self.vocab_file is None else self.bert.mask_token_id
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are no words ([PAD], [UNK], [CLS], ...): never to be hidden, never to be guessed."""
+        return SPECIAL if self.vocab_file is None else frozenset(self.bert.all_special_ids)
 
     def __call__(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B sentences -> tokens (B, L) int64 and token_mask (B, L) bool, True where the id is not 0."""

@@ -16,6 +16,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 PAD, UNKNOWN = 0, 1  # of a compact vocabulary
+NEVER_SAID = 443  # of CLIP's own: byte 0xFF at a word's end, and no UTF-8 text has such a byte
 
 
 class ClipTokenizer:
@@ -62,6 +63,20 @@ class ClipTokenizer:
     @property
     def eot(self) -> int:
         return self.vocab_size - 1
+
+    @property
+    def mask_id(self) -> int:
+        """The id that stands for a hidden word: one that cannot be read.
+
+        A compact vocabulary has its unknown piece for that. CLIP never hid a word, but it has pieces that no
+        text contains.
+        """
+        return NEVER_SAID if self.vocabulary is None else UNKNOWN
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are no words (padding, hidden, start, end): never to be hidden, never to be guessed."""
+        return frozenset({PAD, self.mask_id, self.sot, self.eot})
 
     def __call__(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B sentences -> tokens (B, L) int64 and token_mask (B, L) bool, True where the id is not 0.

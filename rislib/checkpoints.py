@@ -22,7 +22,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rislib.methods import BUILDERS, build
 from rislib.methods.cris import cris_r50, cris_r101
@@ -112,7 +112,7 @@ _MAGNET_NAMES = (
     ),
     ("unread.image_norms.", "image_model.norm"),
     ("unread.text_norms.", "language_model.norms."),
-    ("unread.text_projection.", "lang_proj."),
+    ("text_projection.", "lang_proj."),
     # the head
     ("head.pixel_decoder.project.", "classifier.pixel_decoder.input_proj."),
     ("head.pixel_decoder.levels", "classifier.pixel_decoder.transformer.level_embed"),
@@ -151,7 +151,7 @@ _PUBLISHED = {
     "cris_r50": (cris_r50, _CRIS_NAMES),
     "cris_r101": (cris_r101, _CRIS_NAMES),
     "lavt": (lavt, _LAVT_NAMES),
-    "magnet": (partial(magnet, released_text_mask=True), _MAGNET_NAMES),
+    "magnet": (partial(magnet, released_text_mask=True, mask_grounding=0.0), _MAGNET_NAMES),
 }
 
 # --- published checkpoints --------------------------------------------------------------------
@@ -254,9 +254,10 @@ def published_name(ours: str, names: Sequence[tuple[str, str]]) -> str:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, published: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> None:
+def fill(model: Method, published: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> None:
     """Copy a published state dict into `model`, or, if anything does not fit, change nothing and raise.
 
+    What only training needs (`Method.training_only`) is not looked for: it stays as it is.
     Batch norm's step counters may be missing: no result depends on them. Tables that we compute and others
     store (Swin's index of relative positions, BERT's position numbers) may be there if they equal ours.
 
@@ -264,7 +265,7 @@ def fill(model: nn.Module, published: Mapping[str, Tensor], names: Sequence[tupl
         CheckpointError: lists every entry that is missing, unexpected, misshapen or different, under its
             published name.
     """
-    wanted = {published_name(name, names): tensor for name, tensor in model.state_dict().items()}
+    wanted = {published_name(name, names): tensor for name, tensor in model.inference_state().items()}
     tables = {published_name(name, names): tensor for name, tensor in model.named_buffers()}
     tables = {name: tensor for name, tensor in tables.items() if name not in wanted}
     problems = [
@@ -307,7 +308,8 @@ def save_pretrained(network: Method, folder: str | Path) -> None:
     model.safetensors  the weights
     vocabulary.txt     the tokenizer's vocabulary (BERT's: vocab_file.txt), where that came from a file
 
-    Options are those that the builder was called with: an attribute set later is not seen.
+    Options are those that the builder was called with: an attribute set later is not seen. What only
+    training needs is left behind, weights and options.
     `hf upload NAME FOLDER` brings the folder to the hub.
 
     Raises:
@@ -324,14 +326,15 @@ def save_pretrained(network: Method, folder: str | Path) -> None:
     method, preset = pairs[builder]
     files = {option: getattr(network.tokenizer, option, None) for option in VOCABULARIES}
     files = {option: Path(file) for option, file in files.items() if file}
-    options = options | {option: f"{option}.txt" for option in files}
+    options = {option: value for option, value in options.items() if option not in network.training_only}
+    options |= {option: f"{option}.txt" for option in files}
     config = json.dumps({"method": method, "preset": preset, "options": options}, indent=1)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for option, file in files.items():
         (folder / f"{option}.txt").write_bytes(file.read_bytes())
-    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in network.inference_state().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(config + "\n")
 
@@ -375,10 +378,12 @@ def load_pretrained(folder_or_repo: str | Path, kind: type[M] = Method, **hub) -
 def rebuild(record: Mapping[str, Any], weights: str | Path) -> Method:
     """The network of a record ("method", "preset", "options") with weights from a file, in eval mode.
 
+    Of the network that was trained, what is needed to use it.
+
     Raises:
         ValueError: the builder is unknown.
         FileNotFoundError, CheckpointError: there are no weights, or they do not fit.
     """
     network = build(record["method"], record["preset"], **{**record["options"], "pretrained": False})
-    fill(network, read_checkpoint(weights), names=())
+    fill(network.strip(), read_checkpoint(weights), names=())
     return network.eval()

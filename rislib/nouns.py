@@ -11,11 +11,11 @@ is made, `rislib.training.Recipe` how a method is trained.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -58,6 +58,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a method knows when it has read picture and sentence, and has not yet made a mask."""
+
+    words: Tensor  # (B, L, C_t), a state per token
+    maps: tuple[Tensor, ...]  # (B, C_i, h_i, w_i), finest first
+    sentence: Tensor | None = None  # (B, C_s), where one vector says it all
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """How a method wants its pictures. It travels with the network, since the papers disagree."""
 
@@ -77,6 +86,11 @@ class Method(nn.Module, ABC):
 
     preprocessing: Preprocessing
     built_by: tuple[Callable[..., Method], dict[str, Any]] | None = None  # see `named_size`
+
+    # What can be left out or added by name: builders' options that leave it out, options that bring it in.
+    parts: ClassVar[Mapping[str, tuple[dict[str, Any], dict[str, Any]]]] = {}
+    # Modules, and builders' options, that only training needs: neither is in any exported network.
+    training_only: ClassVar[tuple[str, ...]] = ("grounding", "mask_grounding")
 
     @abstractmethod
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -101,6 +115,13 @@ class Method(nn.Module, ABC):
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """Parameters that start from pretrained towers: recipes give them a smaller learning rate."""
 
+    def read(self, features: Any, tokens: Tensor, token_mask: Tensor) -> Reading:
+        """The first part of `segment`, for losses of words and pixels: see `rislib.methods.grounding`.
+
+        Whatever the answer knows of the sentence must come from `tokens`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
+
     def forward(self, image: Tensor, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """image (B, 3, H, W), tokens (B, L) -> logits (B, 1, h, w), before any sigmoid.
 
@@ -113,6 +134,18 @@ class Method(nn.Module, ABC):
         """What `encode_image` says of each sample's picture. Samples that share a picture share the work."""
         features = self.encode_image(batch.image)
         return features if batch.picture is None else _rows(features, batch.picture)
+
+    def strip(self) -> Self:
+        """Remove, in place, the modules that only training needs; no mask changes."""
+        for name, _ in list(self.named_children()):
+            if name in self.training_only:
+                setattr(self, name, None)
+        return self
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """The state dict without what `strip` removes."""
+        state = self.state_dict()
+        return {key: value for key, value in state.items() if key.split(".")[0] not in self.training_only}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network as the Hugging Face hub keeps it: `rislib.checkpoints.save_pretrained`."""

@@ -1,7 +1,8 @@
 """A run is a folder: what was trained, how, and what came of it.
 
 run.json            method, size and options (enough to build it again), data, command, commit, machine
-model.safetensors   the trained weights
+model.safetensors   the trained weights, as far as masks depend on them
+checkpoint.safetensors   all that the training was, to go on with it: also the heads that only it needs
 log.jsonl           losses, step by step
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rislib.checkpoints import rebuild
+from rislib.checkpoints import read_checkpoint, rebuild
 from rislib.data import open_split
 from rislib.evaluation import PROTOCOLS, Report, blinded, evaluate, shuffled
 from rislib.methods import build
@@ -29,6 +31,7 @@ def train_run(
     out: Path | str,
     data: str = "refmini",
     preset: str = "mini",
+    options: Mapping[str, Any] | None = None,
     recipe: Recipe = MINI,
     minutes: float | None = None,
     samples: int | None = None,
@@ -41,6 +44,7 @@ def train_run(
     """Train a method by its name on a dataset by its name; returns the run's folder.
 
     Args:
+        options: keyword arguments of the builder; `rislib.methods.part_options` adds and leaves out parts.
         minutes, samples: how long. Exactly one; only a number of samples is exactly reproducible.
         seed: of the new weights, the order of the samples, and dropout.
         from_scratch: no pretrained encoders.
@@ -49,7 +53,7 @@ def train_run(
     Raises:
         ValueError: unknown method or size, not exactly one budget, or a run to resume that is another one.
     """
-    options = {"pretrained": not from_scratch}
+    options = {"pretrained": not from_scratch, **(options or {})}
     torch.manual_seed(seed)
     network = build(method, preset, **options)
     references = open_split(data, "train")
@@ -114,8 +118,11 @@ def evaluate_run(
     return evaluate(method, samples, PROTOCOLS[protocol], progress=progress)
 
 
-def load_method(run: Path | str) -> Method:
+def load_method(run: Path | str, *, heads: bool = False) -> Method:
     """The trained network of a run, in eval mode.
+
+    Args:
+        heads: with what only training needs, as far as the run had that.
 
     Raises:
         FileNotFoundError: the folder holds no run, or one whose training has not ended.
@@ -124,7 +131,13 @@ def load_method(run: Path | str) -> Method:
     weights = Path(run) / "model.safetensors"
     if not weights.exists():
         raise FileNotFoundError(f"{run} has no model.safetensors yet: finish it with `train ... --resume`.")
-    return rebuild(record, weights)
+    if not heads:
+        return rebuild(record, weights)
+    network = build(record["method"], record["preset"], **{**record["options"], "pretrained": False})
+    stored = read_checkpoint(Path(run) / "checkpoint.safetensors")
+    state = {name.removeprefix("model."): x for name, x in stored.items() if name.startswith("model.")}
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def read_record(run: Path | str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rislib.cli import app, main
 from rislib.data import open_split
 from rislib.data.refmini import paint, sample_scene
 from rislib.predict import Predictor
+from rislib.runs import load_method, read_log, read_record
 
 
 def rislib(*arguments: object, code: int = 0) -> str:
@@ -94,6 +95,33 @@ def test_a_run_is_resumed_only_as_what_it_was(run: Path, world: Path):
     with pytest.raises(ValueError, match="blind was False, and is True now"):
         CliRunner().invoke(app, [*map(str, again), "--blind"], catch_exceptions=False)
     assert json.loads((run / "run.json").read_text())["blind"] is False
+
+
+def test_parts_are_added_and_left_out_by_name(world: Path, tmp_path: Path, capsys):
+    train = ("train", "cris", "--data", world, "--samples", 48, "--out", tmp_path / "run")
+    rislib(*train, "--with", "mask_grounding", "--without", "decoder, contrastive")
+    record = read_record(tmp_path / "run")
+    expected = {"pretrained": True, "decoder_layers": 0, "contrastive": False, "mask_grounding": 0.1}
+    assert record["options"] == expected
+    assert "mask_grounding" in read_log(tmp_path / "run")[0]["losses"]
+
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert not [name for name in weights if "grounding" in name or name.startswith("decoder.")]
+    used, trained = load_method(tmp_path / "run"), load_method(tmp_path / "run", heads=True)
+    assert used.grounding is None and trained.grounding is not None
+    assert not used.training and not trained.training
+    for state in (used.state_dict(), trained.inference_state()):
+        assert state.keys() == weights.keys()
+        assert all(torch.equal(state[name], weights[name]) for name in weights)
+    image, (tokens, token_mask) = torch.rand(1, 3, 96, 96), used.tokenize(["the red car"])
+    assert torch.equal(used(image, tokens, token_mask), trained(image, tokens, token_mask))
+
+    before = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(ValueError, match=r"options was .*'mask_grounding': 0\.1"):
+        CliRunner().invoke(app, [*map(str, train), "--resume"], catch_exceptions=False)
+    assert (tmp_path / "run" / "run.json").read_text() == before
+    with pytest.raises(ValueError, match="cris has no part 'cam'; it has decoder, contrastive"):
+        CliRunner().invoke(app, [*map(str, train), "--without", "cam"], catch_exceptions=False)
 
 
 def test_segment_writes_a_picture(run: Path, tmp_path: Path):

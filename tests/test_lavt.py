@@ -47,11 +47,11 @@ from rislib.methods.lavt import (
     PWAM,
     MeanFusion,
     PictureFeatures,
-    language_gate,
     lavt,
     lavt_mini,
     weighted_cross_entropy,
 )
+from rislib.methods.layers import language_gate
 from rislib.nouns import Batch
 
 REAL = Path(os.environ.get("RISLIB_REAL_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
@@ -90,8 +90,8 @@ def errors_of_a_pass(model: LAVT) -> dict[str, float]:
     reference, seen, means = reference_tensors("lavt"), {}, []
     model.bert.register_forward_hook(lambda *a: seen.update(bert_hidden=a[2][:, :, ::8]))
     model.decoder.register_forward_hook(lambda *a: seen.update(classes=a[2]))
-    segment = model.segment
-    model.segment = lambda *a: seen.setdefault("logits", segment(*a))
+    decode = model.decode
+    model.decode = lambda *a: seen.setdefault("logits", decode(*a))
     for norm in model.norms:
         norm.register_forward_hook(lambda *a: means.append(a[2].mean((1, 2))))
     mask = np.random.default_rng([0, 777]).random((2, 480, 480)) > 0.8

@@ -26,8 +26,9 @@ from rislib.checkpoints import _MAGNET_NAMES, load_published
 from rislib.encoders.bert import bert_mini
 from rislib.encoders.swin import swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.methods.layers import dice_loss
-from rislib.methods.magnet import MagNet, WordPixelAttention, instance_norm, magnet, magnet_mini
+from rislib.methods.alignment import alignment_losses
+from rislib.methods.layers import WordPixelAttention, dice_loss, instance_norm
+from rislib.methods.magnet import MagNet, magnet, magnet_mini
 from rislib.methods.mask2former import background, read_points
 
 
@@ -45,9 +46,9 @@ def test_parity_of_the_forward_pass(two_threads):
     reference = reference_tensors("magnet")
     tokens, token_mask = reference.pop("input_ids"), reference.pop("attention_mask")
     with torch.no_grad():
-        maps, _ = model.eval().read(model.encode_image(weights.image(480)), tokens, token_mask)
-        prediction = model.head(maps)
-    seen = {f"s{i + 1}_mean": y.mean((1, 2)) for i, y in enumerate(maps)}
+        reading = model.eval().read(model.encode_image(weights.image(480)), tokens, token_mask)
+        prediction = model.decode(reading)
+    seen = {f"s{i + 1}_mean": y.mean((2, 3)) for i, y in enumerate(reading.maps)}
     seen |= {"pred_masks": prediction.masks[-1], "pred_logits": prediction.classes}
     assert len(prediction.masks) == 10
     assert seen.keys() == reference.keys()
@@ -59,14 +60,15 @@ def test_parity_of_the_forward_pass(two_threads):
 
 def test_every_published_name_has_its_own_place():
     with torch.device("meta"):
-        check_published_names(magnet(), _MAGNET_NAMES, reference_keys("magnet"))
+        check_published_names(magnet(mask_grounding=0), _MAGNET_NAMES, reference_keys("magnet"))
 
 
 def test_parameter_count_is_the_published_one():
     with torch.device("meta"):
         model = magnet()
-    assert parameters_of(model) == 296_984_954
     assert parameters_of(model.head) == 17_997_314
+    assert parameters_of(model) > 300_000_000  # in training, with mask grounding
+    assert parameters_of(model.strip()) == 296_984_954
 
 
 def test_the_full_size_answers_at_stride_4_for_any_size():
@@ -92,15 +94,26 @@ def test_the_mini_answers_at_stride_4_for_any_size(mini, size):
         {"pyramid": (1, 2, 3, 6)},
         {"text_fusion": False},
         {"decoder_layers": 0},
-        {"encoder_layers": 1, "decoder_layers": 1, "points": 2, "width": 32},
+        {"encoder_layers": 2, "decoder_layers": 1, "points": 4, "width": 32},
         {"released_text_mask": True},
+        {"mask_grounding": 0.0},
+        {"cal": 0.0},
+        {"alignment": {"text": "cls", "samples": 16}},
+        {"mask_grounding": 0.0, "cal": 0.0, "pyramid": (), "text_fusion": False},
     ],
     ids=str,
 )
 def test_every_ablation_trains_all_of_its_parameters(options, vocabulary):
-    model = randomise(magnet_mini(pretrained=False, vocabulary=vocabulary, **options)).train()
+    grounding = {"grounding": {"at_least_one": True}}
+    model = randomise(magnet_mini(pretrained=False, vocabulary=vocabulary, **grounding, **options)).train()
     losses = model.losses(mini_batch(model, size=64))
-    assert list(losses) == ["mask_bce", "dice"]
+    cal = ["pixel_to_pixel", "pixel_to_text"] if options.get("cal", 1.0) else []
+    assert list(losses) == [
+        "mask_bce",
+        "dice",
+        *cal,
+        *(["mask_grounding"] if options.get("mask_grounding", 1.0) else []),
+    ]
     sum(losses.values()).backward()
     learn = {name for name, p in model.named_parameters() if p.requires_grad}
     still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
@@ -109,6 +122,7 @@ def test_every_ablation_trains_all_of_its_parameters(options, vocabulary):
     assert not learn & still
     frozen = {name.rpartition(".")[0] for name, p in model.named_parameters() if not p.requires_grad}
     unread = ("unread.", "image_gates.3.", "text_gates.3.", "text_fusions.3.", "head.classify")
+    unread += () if cal else ("text_projection",)
     assert all(name.startswith(unread) for name in frozen)
 
 
@@ -120,8 +134,8 @@ def test_the_mini_is_small():
 def test_closed_gates_leave_both_towers_alone_and_open_by_themselves(vocabulary):
     model = magnet_mini(pretrained=False, vocabulary=vocabulary).eval()
     batch = mini_batch(model, size=64)
-    _, words = model.read(model.encode_image(batch.image), batch.tokens, batch.token_mask)
-    torch.testing.assert_close(words, model.bert(batch.tokens, batch.token_mask))
+    reading = model.read(model.encode_image(batch.image), batch.tokens, batch.token_mask)
+    torch.testing.assert_close(reading.words, model.bert(batch.tokens, batch.token_mask))
     sum(model.losses(batch).values()).backward()
     for gates in (model.image_gates, model.text_gates):
         assert all(gate[2].weight.grad.any() for gate in gates[:3])
@@ -131,8 +145,10 @@ def test_small_gates_let_words_see_the_picture(vocabulary):
     model = magnet_mini(pretrained=False, vocabulary=vocabulary, gates="small").eval()
     batch = mini_batch(model, size=64)
     with torch.no_grad():
-        _, words = model.read(model.encode_image(batch.image), batch.tokens, batch.token_mask)
-        _, others = model.read(model.encode_image(batch.image.flip(0)), batch.tokens, batch.token_mask)
+        words, others = (
+            model.read(model.encode_image(image), batch.tokens, batch.token_mask).words
+            for image in (batch.image, batch.image.flip(0))
+        )
         # at an initialisation as small as this the difference is small, but no rounding
         assert relative_error(others, words) > 1e-5
 
@@ -167,11 +183,13 @@ def test_what_cannot_be_built_is_refused(options, vocabulary):
 # --- its parts, against naive loops -----------------------------------------------------------
 
 
-def test_losses_equal_a_naive_loop_over_all_guesses(mini):
+def test_losses_equal_a_naive_loop_over_all_guesses(vocabulary):
+    mini = randomise(magnet_mini(pretrained=False, vocabulary=vocabulary, mask_grounding=0.0))
     batch = mini_batch(mini, size=64)
     with torch.no_grad():
         losses = mini.losses(batch)
-        guesses = mini.predict(mini.encode_image(batch.image), batch.tokens, batch.token_mask).masks
+        reading = mini.read(mini.encode_image(batch.image), batch.tokens, batch.token_mask)
+        guesses = mini.decode(reading).masks
     assert len(guesses) == 4
     bce, dice = 0.0, 0.0
     for guess in guesses:
@@ -185,6 +203,23 @@ def test_losses_equal_a_naive_loop_over_all_guesses(mini):
         dice += dice_loss(guess, target).item()
     assert losses["mask_bce"].item() == pytest.approx(5 * bce, rel=1e-3)
     assert losses["dice"].item() == pytest.approx(5 * dice, rel=1e-3)
+
+
+@pytest.mark.parametrize("text", ["mean", "cls"])
+def test_alignment_is_of_the_heads_pixels_and_the_projected_words(vocabulary, text):
+    """Of as many pixels as there are, so that none is left to chance."""
+    options = {"alignment": {"samples": 256, "text": text}, "cal": 0.3, "mask_grounding": 0.0}
+    mini = randomise(magnet_mini(pretrained=False, vocabulary=vocabulary, **options))
+    batch = mini_batch(mini, size=64)
+    with torch.no_grad():
+        losses = mini.losses(batch)
+        reading = mini.read(mini.encode_image(batch.image), batch.tokens, batch.token_mask)
+        pixels = mini.decode(reading).pixels
+        words = reading.words @ mini.text_projection.weight.T + mini.text_projection.bias
+        mask = batch.mask[:, :, 2::4, 2::4]  # its squares are 16 pixels wide: four of the map's
+        expected = alignment_losses(pixels, words, batch.token_mask, mask, samples=256, text=text)
+    for name in ("pixel_to_pixel", "pixel_to_text"):
+        assert losses[name].item() == pytest.approx(0.3 * expected[name].item(), rel=1e-4)
 
 
 def points_and_maps() -> tuple[list[Tensor], Tensor, Tensor]:

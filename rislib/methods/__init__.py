@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from rislib.methods.cris import CRIS, cris_mini, cris_r50, cris_r101
 from rislib.methods.lavt import LAVT, lavt, lavt_mini
 from rislib.methods.magnet import MagNet, magnet, magnet_mini
@@ -17,6 +20,8 @@ BUILDERS = {
     ("magnet", "base"): magnet,
 }
 
+CLASSES = {"cris": CRIS, "lavt": LAVT, "magnet": MagNet}
+
 
 def build(method: str, preset: str, **options) -> Method:
     """A method by its name and size, as the command line and run records spell them.
@@ -29,8 +34,27 @@ def build(method: str, preset: str, **options) -> Method:
     return BUILDERS[method, preset](**options)
 
 
+def part_options(method: str, *, add: Iterable[str] = (), without: Iterable[str] = ()) -> dict[str, Any]:
+    """Builders' options that add or leave out parts of a method by their names, `Method.parts`.
+
+    Raises:
+        ValueError: unknown method or part, with the names there are; or a part that is both.
+    """
+    if method not in CLASSES:
+        raise ValueError(f"no method {method!r}; there are {', '.join(CLASSES)}")
+    parts, add, without = CLASSES[method].parts, list(add), list(without)
+    for name in add + without:
+        if name not in parts:
+            raise ValueError(f"{method} has no part {name!r}; it has {', '.join(parts)}")
+        if name in add and name in without:
+            raise ValueError(f"{name} can be added or left out, not both")
+    left_out, added = [parts[name][0] for name in without], [parts[name][1] for name in add]
+    return {option: value for options in left_out + added for option, value in options.items()}
+
+
 __all__ = [
     "BUILDERS",
+    "CLASSES",
     "CRIS",
     "LAVT",
     "MagNet",
@@ -42,4 +66,5 @@ __all__ = [
     "lavt_mini",
     "magnet",
     "magnet_mini",
+    "part_options",
 ]

@@ -27,16 +27,16 @@ What is what, where paper and published code (MIT licence) leave a choice:
     inferred  the classifier of the "no contrastive learning" ablation: one 1x1 convolution (its parameter
               count fits the paper's table)
     ours      logit_scale, which nothing uses, is frozen; Connect and the position tables learn at the full
-              rate, everything else of CLIP at the encoders' (in the code, Connect counts as encoder); the
-              optional Dice loss, for trainings of minutes (off unless asked for)
+              rate, everything else of CLIP at the encoders' (in the code, Connect counts as encoder). Off
+              unless asked for: the Dice loss, for trainings of minutes; mask grounding, which is MagNet's
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,9 @@ from torch.nn import functional as F
 from rislib.encoders import clip as towers
 from rislib.encoders import shipped_file
 from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.methods.grounding import MaskGrounding, read_and_ground
 from rislib.methods.layers import Decoder, conv_block, coordinate_maps, dice_loss, upsample
-from rislib.nouns import Batch, Method, Preprocessing, named_size
+from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,20 @@ class CRIS(Method):
             entropy on few pixels answers "nothing".
         mask_resize: how the mask comes down to the logits' stride: "nearest", or "area", ours, which keeps
             the edge where a map has few cells.
+        mask_grounding: weight of that loss; 0 leaves it and its head out.
+        grounding: keyword arguments of `MaskGrounding`. Unless they say otherwise the sentence is segmented
+            clean, as no map of the picture hears it and only the text tower runs twice, and P is p5, the
+            map that comes out of the space shared with text.
 
     Raises:
         ValueError: `clip` has a ViT as image tower, or `kernel` is unknown.
     """
+
+    parts: ClassVar = {
+        "decoder": ({"decoder_layers": 0}, {}),
+        "contrastive": ({"contrastive": False}, {}),
+        "mask_grounding": ({"mask_grounding": 0.0}, {"mask_grounding": 0.1}),  # half of all loss at first
+    }
 
     def __init__(
         self,
@@ -96,6 +107,8 @@ class CRIS(Method):
         contrastive: bool = True,
         dice: float = 0.0,
         mask_resize: Literal["nearest", "area"] = "nearest",
+        mask_grounding: float = 0.0,
+        grounding: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not clip.stage_widths:
@@ -121,6 +134,11 @@ class CRIS(Method):
         self.contrastive = contrastive
         self.dice = dice
         self.mask_resize = mask_resize
+        self.grounding = None
+        if mask_grounding:
+            vocab_size = clip.model.token_embedding.num_embeddings
+            options = {"weight": mask_grounding, "segmentation": "clean", "stage": -1, **(grounding or {})}
+            self.grounding = MaskGrounding(tokenizer, vocab_size, clip.text_width, neck_widths, **options)
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)
@@ -133,31 +151,44 @@ class CRIS(Method):
         return self.neck.project(v3, v4, v5)
 
     def segment(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """PictureFeatures and tokens (B, L) -> logits (B, 1, H/4, W/4).
+        """PictureFeatures and tokens (B, L) -> logits (B, 1, H/4, W/4). Raises as `decode`."""
+        return self.decode(features, self.read(features, tokens, token_mask), token_mask)
+
+    def read(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Reading:
+        """What CLIP says of the sentence; the maps have not heard it."""
+        text = self.clip.encode_text(tokens)
+        return Reading(text.words, (features.p3, features.p4, features.p5), text.sentence)
+
+    def decode(self, features: PictureFeatures, reading: Reading, token_mask: Tensor) -> Tensor:
+        """The rest of `segment`.
 
         Raises:
             ValueError: a single sample in training mode (the sentence vector is batch-normalised).
         """
-        if self.training and len(tokens) == 1:
+        if self.training and len(token_mask) == 1:
             raise ValueError(
                 "CRIS normalises sentences over the batch: train it with 2 samples or more at a time "
                 "(drop the last, smaller batch), or call eval() first"
             )
-        text = self.clip.encode_text(tokens)
-        x = self.neck(features, text.sentence)  # (B, width, H/16, W/16)
+        x = self.neck(features, reading.sentence)  # (B, width, H/16, W/16)
         if self.decoder is not None:
-            x = self.decoder(x, text.words, token_mask)
-        return self.projector(x, text.sentence)
+            x = self.decoder(x, reading.words, token_mask)
+        return self.projector(x, reading.sentence)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """{"text_to_pixel": scalar} or, not contrastive, {"cross_entropy": scalar}; perhaps "dice"."""
-        logits = self.segment(self.features(batch), batch.tokens, batch.token_mask).float()
+        """{"text_to_pixel": scalar} or, not contrastive, {"cross_entropy": scalar}.
+
+        If they have a weight, also "dice" and "mask_grounding".
+        """
+        features = self.features(batch)
+        reading, grounding = read_and_ground(self, features, batch)
+        logits = self.decode(features, reading, batch.token_mask).float()
         target = F.interpolate(batch.mask, size=logits.shape[2:], mode=self.mask_resize).float()
         name = "text_to_pixel" if self.contrastive else "cross_entropy"
         losses = {name: F.binary_cross_entropy_with_logits(logits, target)}
         if self.dice:
             losses["dice"] = self.dice * dice_loss(logits, target)
-        return losses
+        return losses | grounding
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """CLIP's, but for its position tables."""

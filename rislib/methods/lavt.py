@@ -25,15 +25,16 @@ What is what, where there is a choice. Not the paper's text was at hand, but wha
               "relative_position_bias_table" in its name
     inferred  Dice (loss="dice"): the authors call it better than cross entropy and never released its code
     ours      the gate of stage 4, whose answer nothing reads, is frozen; what stands in PWAM's place with
-              pwam=False; loss="cross_entropy+dice", for trainings of minutes
+              pwam=False; loss="cross_entropy+dice", for trainings of minutes; mask grounding, MagNet's, if
+              asked for
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,9 @@ from rislib.encoders import shipped_file
 from rislib.encoders.bert import BertEncoder, WordPieceTokenizer, bert_base, bert_mini
 from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.methods.layers import conv_block, dice_loss
-from rislib.nouns import Batch, Method, Preprocessing, named_size
+from rislib.methods.grounding import MaskGrounding, read_and_ground
+from rislib.methods.layers import conv_block, dice_loss, language_gate
+from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
 
 LOSSES = ("cross_entropy", "dice", "cross_entropy+dice")
 CLASS_WEIGHTS = (0.9, 1.1)  # background, foreground
@@ -74,10 +76,18 @@ class LAVT(Method):
         text_layers: so many first layers of `bert` learn, the others and the embeddings do not. None: all
             of it learns.
         text_dropout: whether `bert` drops out in training.
+        mask_grounding: weight of that loss (see grounding.py); 0 leaves it and its head out.
+        grounding: keyword arguments of `MaskGrounding`.
 
     Raises:
         ValueError: `loss` is unknown.
     """
+
+    parts: ClassVar = {
+        "pwam": ({"pwam": False}, {}),
+        "gate": ({"gate": False}, {}),
+        "mask_grounding": ({"mask_grounding": 0.0}, {"mask_grounding": 0.1}),  # half of all loss at first
+    }
 
     def __init__(
         self,
@@ -94,6 +104,8 @@ class LAVT(Method):
         loss: Literal["cross_entropy", "dice", "cross_entropy+dice"] = "cross_entropy",
         text_layers: int | None = 10,
         text_dropout: bool = False,
+        mask_grounding: float = 0.0,
+        grounding: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if loss not in LOSSES:
@@ -118,6 +130,11 @@ class LAVT(Method):
             self.gates[-1].requires_grad_(False)  # published checkpoints hold it, but no stage follows it
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in swin.widths)
         self.decoder = PyramidDecoder(swin.widths, decoder_width)
+        self.grounding = None
+        if mask_grounding:
+            vocab_size = bert.model.config.vocab_size
+            options = {"weight": mask_grounding, **(grounding or {})}
+            self.grounding = MaskGrounding(tokenizer, vocab_size, bert.width, swin.widths, **options)
 
     def train(self, mode: bool = True) -> LAVT:
         super().train(mode)
@@ -138,24 +155,37 @@ class LAVT(Method):
 
     def segment(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """PictureFeatures and tokens (B, L) -> logits (B, 1, H, W), foreground minus background."""
-        words = self.bert(tokens, token_mask).transpose(1, 2)  # (B, text_width, L)
-        x, maps = features.x, []
+        return self.decode(self.read(features, tokens, token_mask).maps, features.size)
+
+    def read(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Reading:
+        """BERT's words, and Swin's maps after they have heard them, LN(F_1) to LN(F_4)."""
+        states = self.bert(tokens, token_mask)  # (B, L, text_width)
+        words, x, maps = states.transpose(1, 2), features.x, []
         for i, (fuse, norm) in enumerate(zip(self.fusions, self.norms, strict=True)):
             if i > 0:
                 x = self.swin.stage(i, self.swin.downsample(i - 1, x))  # (B, H / 4 / 2^i, W / 4 / 2^i, C_i)
             fused = fuse(x, words, token_mask)
             maps.append(norm(fused).permute(0, 3, 1, 2))
             x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
+        return Reading(states, tuple(maps))
+
+    def decode(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """LN(F_1) to LN(F_4) -> logits (B, 1, H, W), with `size` as H and W."""
         background, foreground = self.decoder(maps).split(1, dim=1)
         # Resizing is linear: the difference of two resized maps is the resized difference.
-        return F.interpolate(foreground - background, features.size, mode="bilinear", align_corners=True)
+        return F.interpolate(foreground - background, size, mode="bilinear", align_corners=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """{"cross_entropy": scalar}, {"dice": scalar} or both, of pixels that count as object above 0.5."""
-        logits = self.segment(self.features(batch), batch.tokens, batch.token_mask).float()
+        """{"cross_entropy": scalar}, {"dice": scalar} or both, of pixels that count as object above 0.5.
+
+        With a weight, also "mask_grounding".
+        """
+        features = self.features(batch)
+        reading, grounding = read_and_ground(self, features, batch)
+        logits = self.decode(reading.maps, features.size).float()
         target = (batch.mask > 0.5).float()
         functions = {"cross_entropy": weighted_cross_entropy, "dice": dice_loss}
-        return {name: functions[name](logits, target) for name in self.loss.split("+")}
+        return {name: functions[name](logits, target) for name in self.loss.split("+")} | grounding
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """Swin's and BERT's. The paper's recipe gives them the same rate as all others."""
@@ -214,16 +244,6 @@ class MeanFusion(nn.Module):
         mean = (words @ mask)[:, :, 0] / mask.sum(dim=1)  # (B, text_width)
         summary = self.read(self.value(mean))  # (B, width)
         return self.fuse(self.visual(x) * summary[:, None, None])
-
-
-def language_gate(width: int) -> nn.Sequential:
-    """How much of what was read goes back into the picture: (..., width) -> (..., width) in [-1, 1]."""
-    gate = nn.Sequential(
-        nn.Linear(width, width, bias=False), nn.ReLU(), nn.Linear(width, width, bias=False), nn.Tanh()
-    )
-    for linear in (gate[0], gate[2]):
-        nn.init.trunc_normal_(linear.weight, std=0.02)  # as all of Swin: gates begin nearly closed
-    return gate
 
 
 class PyramidDecoder(nn.Module):

@@ -1,9 +1,10 @@
-"""The few parts that more than one paper uses."""
+"""The few parts that more than one paper uses, or any paper could."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def conv_block(in_width: int, out_width: int, kernel: int) -> nn.Sequential:
@@ -66,6 +67,98 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (probability * target).sum(dim=(1, 2, 3))  # (B,)
     total = (probability + target).sum(dim=(1, 2, 3))  # (B,)
     return (1 - (2 * overlap + 1) / (total + 1)).mean()
+
+
+def instance_norm(x: Tensor, mask: Tensor) -> Tensor:
+    """Each channel of x (B, N, C) to mean 0 and variance 1 over those of N where mask (B, N, 1) is 1."""
+    count = mask.sum(dim=1, keepdim=True)
+    x = x - (x * mask).sum(dim=1, keepdim=True) / count
+    variance = (x.square() * mask).sum(dim=1, keepdim=True) / count
+    return x * torch.rsqrt(variance + 1e-5)
+
+
+def language_gate(
+    width: int, activation: type[nn.Module] = nn.ReLU, *, closed: bool = False
+) -> nn.Sequential:
+    """How much of what was read goes on (LAVT, MagNet): (..., width) -> (..., width) in [-1, 1].
+
+    It begins nearly shut, as small as all weights of Swin are at first, or, if `closed`, at 0.
+    """
+    first, second = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+    nn.init.trunc_normal_(first.weight, std=0.02)
+    nn.init.trunc_normal_(second.weight, std=0.02)
+    if closed:
+        nn.init.zeros_(second.weight)  # it alone: were both zero, neither would have a gradient
+    return nn.Sequential(first, activation(), second, nn.Tanh())
+
+
+class Pointwise(nn.Linear):
+    """A convolution 1x1 whose channels come last: a linear layer, its weight in the published shape.
+
+    Args:
+        dims: 1 or 2, of the convolution.
+    """
+
+    def __init__(self, in_width: int, out_width: int, *, dims: int = 1, bias: bool = True) -> None:
+        super().__init__(in_width, out_width, bias=bias)
+        self.weight = nn.Parameter(self.weight.detach()[(..., *[None] * dims)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_width) -> (..., out_width)"""
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class PixelWordAttention(nn.Module):
+    """Pixels read words: LAVT's PWAM, with layer norms where that has instance norms."""
+
+    def __init__(self, width: int, text_width: int) -> None:
+        super().__init__()
+        self.visual = nn.Sequential(Pointwise(width, width), nn.GELU())
+        self.query = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.key = Pointwise(text_width, width)
+        self.value = Pointwise(text_width, width)
+        self.read = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.fuse = nn.Sequential(Pointwise(width, width), nn.GELU())
+
+    def forward(self, x: Tensor, words: Tensor, token_mask: Tensor) -> Tensor:
+        """x (B, h, w, width), words (B, L, text_width), token_mask (B, L), True where to look -> F like x."""
+        summary = F.scaled_dot_product_attention(
+            self.query(x).flatten(1, 2),  # (B, h*w, width)
+            self.key(words),
+            self.value(words),
+            attn_mask=token_mask.bool()[:, None],
+        )
+        return self.fuse(self.visual(x) * self.read(summary).unflatten(1, x.shape[1:3]))
+
+
+class WordPixelAttention(nn.Module):
+    """Words read pixels.
+
+    Args:
+        released_mask: with the released code's error in the mask.
+    """
+
+    def __init__(self, width: int, image_width: int, *, released_mask: bool = False) -> None:
+        super().__init__()
+        self.released_mask = released_mask
+        self.visual = nn.Sequential(nn.Linear(width, width), nn.GELU())
+        self.query = Pointwise(width, width)
+        self.key = Pointwise(image_width, width)
+        self.value = Pointwise(image_width, width)
+        self.read = Pointwise(width, width)
+        self.fuse = nn.Sequential(Pointwise(width, width), nn.GELU())
+
+    def forward(self, words: Tensor, x: Tensor, token_mask: Tensor) -> Tensor:
+        """words (B, L, width), x (B, h, w, image_width), token_mask (B, L), True at words -> T like words."""
+        mask, x = token_mask[:, :, None].to(words.dtype), x.flatten(1, 2)  # (B, L, 1), (B, h*w, image_width)
+        query = self.query(words)
+        if self.released_mask:
+            query, mask = query * (mask - 1) * 10000, torch.ones_like(mask)
+        every_pixel = torch.ones_like(x[:, :, :1])
+        summary = F.scaled_dot_product_attention(
+            query, instance_norm(self.key(x), every_pixel), instance_norm(self.value(x), every_pixel)
+        )
+        return self.fuse(self.visual(words) * instance_norm(self.read(summary), mask))
 
 
 class Decoder(nn.Module):

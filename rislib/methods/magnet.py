@@ -16,6 +16,8 @@ In the order of the code, with map x_i after the blocks of stage i, and words l_
     l_i+1 = layers(l_i + S(T_i) T_i),              S = Tanh(Linear(ReLU(Linear)))
     logits = Mask2Former(Y_1, Y_2, Y_3, Y_4)                              see mask2former.py
     loss = sum over the head's guesses of 5 BCE + 5 Dice
+         + mask grounding: hidden words are guessed from l_4, Y_3 and M   see grounding.py
+         + CAL: the head's pixel vectors and l_4 find each other          see alignment.py
 
 All convolutions are 1x1; LN normalises channels, IN each channel over all pixels or all words.
 
@@ -24,8 +26,9 @@ it computes, and that it does not train:
 
     code      all of the above but the loss; 480 px without regard to the aspect ratio, 20 tokens; only F_i,
               not the pooled maps, goes back into the picture; logits are resized to 480 px, corners aligned
-    inferred  the loss: Mask2Former's, with its weights; targets are the mask's mean over each pixel of the
-              logits, all of them count alike (Mask2Former takes random points)
+    inferred  the masks' loss: Mask2Former's, with its weights; targets are the mask's mean over each pixel of
+              the logits, all of them count alike (Mask2Former takes random points). The weights of the
+              other losses
     ours      in the released code every real word reads the same mean over all pixels, as its mask for words
               is 0 at words and -10000 at padding: what a word then reads does not depend on the picture. We
               correct that, and IN over words leaves padding out. `released_text_mask=True` is for published
@@ -33,16 +36,15 @@ it computes, and that it does not train:
               gates="closed" begins with the second matrix of a gate at zero. In the released code both
               matrices of the text gates are, so that they never learn; the picture's are small and random
     unread    `unread`, gates and T of stage 4, the head's `classify`: published checkpoints hold them, but
-              no mask depends on them. They are frozen. `unread.image_norms` is left over from LAVT;
-              `unread.text_norms`, of T, and `unread.text_projection`, from words to the head's pixels,
-              served losses that were not released
+              no mask depends on them. They are frozen. `unread.image_norms` is left over from LAVT,
+              `unread.text_norms` are of T. `text_projection`, from words to the head's pixels, is CAL's alone
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +54,15 @@ from rislib.encoders import shipped_file
 from rislib.encoders.bert import BertEncoder, WordPieceTokenizer, bert_base, bert_mini
 from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.methods.layers import dice_loss
+from rislib.methods.alignment import alignment_losses
+from rislib.methods.grounding import MaskGrounding, read_and_ground
+from rislib.methods.layers import PixelWordAttention, Pointwise, WordPixelAttention, dice_loss, language_gate
 from rislib.methods.mask2former import Mask2Former, Prediction
-from rislib.nouns import Batch, Method, Preprocessing, named_size
+from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
 
 
 class MagNet(Method):
-    """MagNet's network, over any Swin and any BERT. Its mask grounding is not here yet.
+    """MagNet, over any Swin and any BERT.
 
     Args:
         swin, bert: the towers; the number of `bert`'s layers is a multiple of four.
@@ -69,12 +73,23 @@ class MagNet(Method):
         gates: how gates begin, "closed" (both towers at first compute what they were pretrained to) or
             "small" (nearly closed).
         released_text_mask: compute what the released code computes (see above).
-        bce, dice: weights of the two losses.
+        bce, dice: weights of the two losses of masks.
+        mask_grounding: weight of that loss; 0 leaves it and its head out.
+        grounding: keyword arguments of `MaskGrounding`.
+        cal: weight of the cross-modal alignment loss; 0 leaves it out.
+        alignment: keyword arguments of `alignment_losses`.
         head: keyword arguments of `Mask2Former`, such as `decoder_layers`.
 
     Raises:
         ValueError: `bert` cannot be cut into four, or `gates` is unknown.
     """
+
+    parts: ClassVar = {
+        "mask_grounding": ({"mask_grounding": 0.0}, {}),
+        "cam": ({"pyramid": ()}, {}),
+        "cal": ({"cal": 0.0}, {}),
+        "text_fusion": ({"text_fusion": False}, {}),
+    }
 
     def __init__(
         self,
@@ -89,6 +104,10 @@ class MagNet(Method):
         released_text_mask: bool = False,
         bce: float = 5.0,
         dice: float = 5.0,
+        mask_grounding: float = 1.0,
+        grounding: Mapping[str, Any] | None = None,
+        cal: float = 0.5,
+        alignment: Mapping[str, Any] | None = None,
         **head,
     ) -> None:
         super().__init__()
@@ -100,29 +119,36 @@ class MagNet(Method):
         self.preprocessing = Preprocessing(size=size, resize="stretch", mean=MEAN, std=STD)
         self.tokenizer = tokenizer
         self.bce, self.dice = bce, dice
+        self.cal, self.alignment = cal, dict(alignment or {})
         self.swin = swin
         self.bert = bert
         self.cams = nn.ModuleList(CAM(width, text_width, pyramid) for width in widths)
-        self.image_gates = nn.ModuleList(gate(width, nn.GELU(), closed) for width in widths)
+        self.image_gates = nn.ModuleList(language_gate(width, nn.GELU, closed=closed) for width in widths)
         self.text_fusions = self.text_gates = None
         if text_fusion:
             self.text_fusions = nn.ModuleList(
                 WordPixelAttention(text_width, width, released_mask=released_text_mask) for width in widths
             )
-            self.text_gates = nn.ModuleList(gate(text_width, nn.ReLU(), closed) for _ in widths)
+            self.text_gates = nn.ModuleList(language_gate(text_width, closed=closed) for _ in widths)
         self.head = Mask2Former(widths, **head)
         self.unread = nn.ModuleDict(
             {
                 "image_norms": nn.ModuleList(nn.LayerNorm(width) for width in widths),
                 "text_norms": nn.ModuleList(nn.LayerNorm(text_width) for _ in widths),
-                "text_projection": nn.Linear(text_width, self.head.norm.normalized_shape[0]),
             }
         )
+        self.text_projection = nn.Linear(text_width, self.head.norm.normalized_shape[0])
+        self.text_projection.requires_grad_(bool(cal))
         for part in (self.unread, self.head.classify, self.image_gates[-1]):
             part.requires_grad_(False)
         if text_fusion:
             self.text_fusions[-1].requires_grad_(False)
             self.text_gates[-1].requires_grad_(False)
+        self.grounding = None
+        if mask_grounding:
+            vocab_size = bert.model.config.vocab_size
+            options = {"weight": mask_grounding, **(grounding or {})}
+            self.grounding = MaskGrounding(tokenizer, vocab_size, text_width, widths, **options)
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)
@@ -137,123 +163,54 @@ class MagNet(Method):
 
     def segment(self, features: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """x_1 (B, H/4, W/4, C_1) and tokens (B, L) -> logits (B, 1, H/4, W/4)."""
-        return self.predict(features, tokens, token_mask).masks[-1]
+        return self.decode(self.read(features, tokens, token_mask)).masks[-1]
 
-    def predict(self, features: Tensor, tokens: Tensor, token_mask: Tensor) -> Prediction:
-        """Like `segment`, with all that the head says: its ten guesses at the mask, and pixel vectors."""
-        maps, _ = self.read(features, tokens, token_mask)
-        return self.head(maps)
+    def decode(self, reading: Reading) -> Prediction:
+        """All that the head says: its ten guesses at the mask, and pixel vectors."""
+        return self.head([y.permute(0, 2, 3, 1) for y in reading.maps])
 
-    def read(self, x: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Both towers, side by side. x_1 (B, H/4, W/4, C_1) and tokens (B, L) -> Y_1 to Y_4, and words l_4.
+    def read(self, features: Tensor, tokens: Tensor, token_mask: Tensor) -> Reading:
+        """Both towers, side by side. x_1 (B, H/4, W/4, C_1) and tokens (B, L) -> words l_4, maps Y_1 to Y_4.
 
-        Y_i is (B, H / 4 / 2^(i-1), W / 4 / 2^(i-1), C_i); words are (B, L, text width).
+        Y_i is (B, C_i, H / 4 / 2^(i-1), W / 4 / 2^(i-1)).
         """
-        words, maps, last = self.bert.embed(tokens), [], len(self.cams) - 1
+        x, words, maps, last = features, self.bert.embed(tokens), [], len(self.cams) - 1
         step = self.bert.depth // len(self.cams)
         for i, cam in enumerate(self.cams):
             if i > 0:
                 x = self.swin.stage(i, self.swin.downsample(i - 1, x))
             words = self.bert.layers(words, token_mask, i * step, (i + 1) * step)
             mixed, fused = cam(x, words, token_mask)
-            maps.append(mixed)
+            maps.append(mixed.permute(0, 3, 1, 2))
             if i < last and self.text_fusions is not None:
                 read = self.text_fusions[i](words, x, token_mask)
                 words = words + self.text_gates[i](read) * read
             if i < last:
                 x = x + self.image_gates[i](fused) * fused
-        return maps, words
+        return Reading(words, tuple(maps))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """{"mask_bce": scalar, "dice": scalar}, weighted, each the sum over all guesses of the head."""
-        guesses = self.predict(self.features(batch), batch.tokens, batch.token_mask).masks
+        """{"mask_bce": scalar, "dice": scalar}, weighted, each the sum over all guesses of the head.
+
+        If they have a weight, also "pixel_to_pixel" and "pixel_to_text" of CAL, and "mask_grounding".
+        """
+        reading, grounding = read_and_ground(self, self.features(batch), batch)
+        prediction = self.decode(reading)
+        guesses = [guess.float() for guess in prediction.masks]
         target = F.interpolate(batch.mask, guesses[0].shape[2:], mode="area").float()
-        guesses = [guess.float() for guess in guesses]
-        return {
+        losses = {
             "mask_bce": self.bce * sum(F.binary_cross_entropy_with_logits(g, target) for g in guesses),
             "dice": self.dice * sum(dice_loss(g, target) for g in guesses),
         }
+        if self.cal:
+            words = self.text_projection(reading.words)
+            cal = alignment_losses(prediction.pixels, words, batch.token_mask, batch.mask, **self.alignment)
+            losses |= {name: self.cal * loss for name, loss in cal.items()}
+        return losses | grounding
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """Swin's and BERT's."""
         return [*self.swin.parameters(), *self.bert.parameters()]
-
-
-class Pointwise(nn.Linear):
-    """A convolution 1x1 whose channels come last: a linear layer, its weight in the published shape.
-
-    Args:
-        dims: 1 or 2, of the convolution.
-    """
-
-    def __init__(self, in_width: int, out_width: int, *, dims: int = 1, bias: bool = True) -> None:
-        super().__init__(in_width, out_width, bias=bias)
-        self.weight = nn.Parameter(self.weight.detach()[(..., *[None] * dims)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_width) -> (..., out_width)"""
-        return F.linear(x, self.weight.flatten(1), self.bias)
-
-
-class PixelWordAttention(nn.Module):
-    """Pixels read words: LAVT's PWAM, with layer norms where that has instance norms."""
-
-    def __init__(self, width: int, text_width: int) -> None:
-        super().__init__()
-        self.visual = nn.Sequential(Pointwise(width, width), nn.GELU())
-        self.query = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
-        self.key = Pointwise(text_width, width)
-        self.value = Pointwise(text_width, width)
-        self.read = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
-        self.fuse = nn.Sequential(Pointwise(width, width), nn.GELU())
-
-    def forward(self, x: Tensor, words: Tensor, token_mask: Tensor) -> Tensor:
-        """x (B, h, w, width), words (B, L, text_width), token_mask (B, L), True where to look -> F like x."""
-        summary = F.scaled_dot_product_attention(
-            self.query(x).flatten(1, 2),  # (B, h*w, width)
-            self.key(words),
-            self.value(words),
-            attn_mask=token_mask.bool()[:, None],
-        )
-        return self.fuse(self.visual(x) * self.read(summary).unflatten(1, x.shape[1:3]))
-
-
-class WordPixelAttention(nn.Module):
-    """Words read pixels.
-
-    Args:
-        released_mask: with the released code's error in the mask.
-    """
-
-    def __init__(self, width: int, image_width: int, *, released_mask: bool = False) -> None:
-        super().__init__()
-        self.released_mask = released_mask
-        self.visual = nn.Sequential(nn.Linear(width, width), nn.GELU())
-        self.query = Pointwise(width, width)
-        self.key = Pointwise(image_width, width)
-        self.value = Pointwise(image_width, width)
-        self.read = Pointwise(width, width)
-        self.fuse = nn.Sequential(Pointwise(width, width), nn.GELU())
-
-    def forward(self, words: Tensor, x: Tensor, token_mask: Tensor) -> Tensor:
-        """words (B, L, width), x (B, h, w, image_width), token_mask (B, L), True at words -> T like words."""
-        mask, x = token_mask[:, :, None].to(words.dtype), x.flatten(1, 2)  # (B, L, 1), (B, h*w, image_width)
-        query = self.query(words)
-        if self.released_mask:
-            query, mask = query * (mask - 1) * 10000, torch.ones_like(mask)
-        every_pixel = torch.ones_like(x[:, :, :1])
-        summary = F.scaled_dot_product_attention(
-            query, instance_norm(self.key(x), every_pixel), instance_norm(self.value(x), every_pixel)
-        )
-        return self.fuse(self.visual(words) * instance_norm(self.read(summary), mask))
-
-
-def instance_norm(x: Tensor, mask: Tensor) -> Tensor:
-    """Each channel of x (B, N, C) to mean 0 and variance 1 over those of N where mask (B, N, 1) is 1."""
-    count = mask.sum(dim=1, keepdim=True)
-    x = x - (x * mask).sum(dim=1, keepdim=True) / count
-    variance = (x.square() * mask).sum(dim=1, keepdim=True) / count
-    return x * torch.rsqrt(variance + 1e-5)
 
 
 class CAM(nn.Module):
@@ -299,16 +256,6 @@ class Pool(nn.AdaptiveAvgPool2d):
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def gate(width: int, activation: nn.Module, closed: bool) -> nn.Sequential:
-    """How much of what was read goes on: (..., width) -> (..., width) in [-1, 1], at first 0 if `closed`."""
-    first, second = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
-    nn.init.trunc_normal_(first.weight, std=0.02)
-    nn.init.trunc_normal_(second.weight, std=0.02)
-    if closed:
-        nn.init.zeros_(second.weight)  # it alone: were both zero, neither would have a gradient
-    return nn.Sequential(first, activation, second, nn.Tanh())
-
-
 # --- named sizes ------------------------------------------------------------------------------
 
 
@@ -351,7 +298,8 @@ def magnet_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None
         "pyramid": (1, 2, 3),
         "width": 64,
         "heads": 4,
-        "encoder_layers": 2,
+        "points": 2,  # in training, reading points costs more than all else together
+        "encoder_layers": 1,
         "encoder_ffn": 128,
         "decoder_layers": 3,
         "decoder_ffn": 128,

@@ -175,7 +175,7 @@ def fit(
     bar.close()
     method.eval()
     if accelerator.is_main_process:
-        save_tensors(folder / "model.safetensors", method.state_dict(), {})
+        save_tensors(folder / "model.safetensors", method.inference_state(), {})
     accelerator.wait_for_everyone()
     return Run(folder, steps=step, samples=step * recipe.batch_size, seconds=clock.seconds())
 

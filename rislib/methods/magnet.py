@@ -267,7 +267,7 @@ def magnet(
     drop_path: float = 0.3,
     **options,
 ) -> MagNet:
-    """MagNet on Swin-B and BERT-base, 297.0 M parameters without the head of mask grounding, 480 px, 20 tokens.
+    """MagNet on Swin-B and BERT-base, 297.0 M parameters and the head of mask grounding; 480 px, 20 tokens.
 
     Args:
         pretrained: start from Swin-B of ImageNet-22k and bert-base-uncased, from the Hugging Face hub.

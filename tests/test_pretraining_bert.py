@@ -10,9 +10,9 @@ import torch
 
 from rislib import encoders
 from rislib.encoders.bert import WordPieceTokenizer, bert_mini
-from rislib.encoders.tokenizers import UNKNOWN, ClipTokenizer
+from rislib.encoders.tokenizers import UNKNOWN, ClipTokenizer, hide_words
 from rislib.pretraining import MaskedWords, Scenes, bert, pretrain
-from rislib.pretraining.bert import mask_words, spoken
+from rislib.pretraining.bert import spoken
 from rislib.training import fit
 
 
@@ -73,7 +73,7 @@ def test_masking_asks_for_15_percent_and_changes_them_80_10_10(tokenizer):
     row, _ = tokenizer(["the red dog left of a blue car"])
     tokens = torch.cat([row, torch.zeros(1, 3, dtype=torch.int64)], dim=1).repeat(150_000 // 8, 1)
     torch.manual_seed(0)
-    masked, asked = mask_words(tokens, tokenizer)
+    masked, asked = hide_words(tokens, tokenizer, tokenizer.vocab_size)
     words = 8 * len(tokens)
 
     def share(count: torch.Tensor, of: int, expected: float) -> bool:
@@ -94,7 +94,7 @@ def test_masking_asks_for_15_percent_and_changes_them_80_10_10(tokenizer):
 
 def test_special_tokens_are_never_asked_for(tokenizer):
     tokens, _ = tokenizer(["red zebra", "a dog and a car"])
-    _, asked = mask_words(tokens, tokenizer, ratio=1.0)
+    _, asked = hide_words(tokens, tokenizer, tokenizer.vocab_size, ratio=1.0)
     special = torch.tensor([[int(i) in tokenizer.special_ids for i in row] for row in tokens])
     assert torch.equal(asked, ~special)
     assert not asked[0, 2]  # the zebra: a word that could not be read has no answer
@@ -105,7 +105,7 @@ def test_masking_is_a_function_of_the_seed(tokenizer):
     draws = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(mask_words(tokens, tokenizer))
+        draws.append(hide_words(tokens, tokenizer, tokenizer.vocab_size))
     assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
     assert not torch.equal(draws[0][0], draws[2][0])
 
@@ -120,7 +120,7 @@ def test_loss_equals_a_naive_loop(model, monkeypatch):
     masked, asked = tokens.clone(), torch.zeros_like(token_mask)
     for row, column in ((0, 1), (0, 2), (1, 5), (1, 10)):
         masked[row, column], asked[row, column] = UNKNOWN, True
-    monkeypatch.setattr(bert, "mask_words", lambda *_: (masked, asked))
+    monkeypatch.setattr(bert, "hide_words", lambda *_: (masked, asked))
     terms = []
     with torch.no_grad():
         loss = model.losses(_Tokens(tokens, token_mask))["masked_words"]
@@ -136,7 +136,7 @@ def test_loss_equals_a_naive_loop(model, monkeypatch):
 
 def test_a_batch_that_asks_for_nothing_costs_nothing(model, monkeypatch):
     tokens, token_mask = model.tokenize(["red dog"])
-    monkeypatch.setattr(bert, "mask_words", lambda tokens, *_: (tokens, torch.zeros_like(token_mask)))
+    monkeypatch.setattr(bert, "hide_words", lambda tokens, *_: (tokens, torch.zeros_like(token_mask)))
     loss = model.losses(_Tokens(tokens, token_mask))["masked_words"]
     assert loss == 0 and loss.requires_grad
 
@@ -169,12 +169,12 @@ def test_measure_of_chance_and_of_a_cheat(model, monkeypatch):
     answers: list[torch.Tensor] = []  # what was asked for, before it is hidden
 
     def mask_and_tell(tokens, *args, **options):
-        masked, asked = mask_words(tokens, *args, **options)
+        masked, asked = hide_words(tokens, *args, **options)
         assert (masked[asked] == UNKNOWN).all()
         answers.append(tokens[asked])
         return masked, asked
 
-    monkeypatch.setattr(bert, "mask_words", mask_and_tell)
+    monkeypatch.setattr(bert, "hide_words", mask_and_tell)
     model.forward = lambda *_: 50 * torch.eye(model.tokenizer.vocab_size)[answers[-1]]
     knows = model.measure(samples)["hidden_words"]
     assert knows["percent_right"] == 100 and knows["perplexity"] == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -102,6 +103,43 @@ class ClipTokenizer:
     def _encode(self, sentence: str) -> list[int]:
         ids = [self.sot, *(self._ids.get(piece, UNKNOWN) for piece in _pieces(sentence)), self.eot]
         return ids if len(ids) <= self.context_length else [*ids[: self.context_length - 1], self.eot]
+
+
+def hide_words(
+    tokens: Tensor,
+    tokenizer: Any,
+    vocab_size: int,
+    *,
+    ratio: float = 0.15,
+    masked: float = 0.8,
+    random: float = 0.1,
+    at_least_one: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Masked language modelling's input (BERT: Devlin et al., 2019, section 3.1), by torch's generator.
+
+    Each word is chosen with probability `ratio`. Of those the share `masked` becomes `tokenizer.mask_id`,
+    `random` becomes any word of the vocabulary, and the rest stays: a word that is there may not be the true
+    one. Ids in `tokenizer.special_ids` are neither chosen nor put anywhere.
+
+    Args:
+        tokens: (B, L).
+        at_least_one: choose one word of each sentence where chance chose none.
+
+    Returns:
+        The sentences with holes (B, L), and which words were chosen (B, L) bool.
+    """
+    special = torch.tensor(sorted(tokenizer.special_ids), device=tokens.device)
+    ids = torch.arange(vocab_size, device=tokens.device)
+    words = ids[~torch.isin(ids, special)]
+    draw = torch.rand(tokens.shape, device=tokens.device)
+    draw = draw.masked_fill(torch.isin(tokens, special), torch.inf)
+    chosen = draw < ratio
+    if at_least_one:
+        chosen |= (draw == draw.amin(dim=1, keepdim=True)) & draw.isfinite()
+    fate = torch.rand(tokens.shape, device=tokens.device)
+    any_word = words[torch.randint(len(words), tokens.shape, device=tokens.device)]
+    hidden = tokens.masked_fill(chosen & (fate < masked), tokenizer.mask_id)
+    return torch.where(chosen & (masked <= fate) & (fate < masked + random), any_word, hidden), chosen
 
 
 def build_vocabulary(sentences: Iterable[str]) -> list[str]:

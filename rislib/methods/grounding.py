@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rislib.encoders.bert import WordPieceTokenizer
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import PAD, ClipTokenizer, hide_words
 from rislib.methods.layers import coordinate_maps
 from rislib.nouns import Batch, Method, Reading
 
@@ -113,17 +113,15 @@ class MaskGrounding(nn.Module):
 
         Chance comes from torch's generator, which `rislib.training.fit` seeds anew in each step.
         """
-        special = torch.tensor(sorted(self.tokenizer.special_ids), device=tokens.device)
-        words = token_mask.bool() & ~torch.isin(tokens, special)
-        draw = torch.rand(tokens.shape, device=tokens.device).masked_fill(~words, torch.inf)
-        chosen = draw < self.ratio
-        if self.at_least_one:
-            chosen |= words & (draw == draw.amin(dim=1, keepdim=True))
-        fate = torch.rand(tokens.shape, device=tokens.device)
-        other = torch.randint(self.vocab_size, tokens.shape, device=tokens.device)
-        replaced = (fate >= 1 - self.random) & ~torch.isin(other, special)
-        hidden = torch.where(chosen & replaced, other, tokens)
-        hidden = hidden.masked_fill(chosen & (fate < self.masked), self.tokenizer.mask_id)
+        hidden, chosen = hide_words(
+            tokens.masked_fill(~token_mask.bool(), PAD),
+            self.tokenizer,
+            self.vocab_size,
+            ratio=self.ratio,
+            masked=self.masked,
+            random=self.random,
+            at_least_one=self.at_least_one,
+        )
         return hidden, tokens.masked_fill(~chosen, IGNORED)
 
     def forward(self, reading: Reading, token_mask: Tensor, mask: Tensor) -> Tensor:

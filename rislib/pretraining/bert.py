@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from rislib.data.refmini import FLAVOURS, describe, sample_scene, speak
 from rislib.encoders.bert import BertEncoder
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import ClipTokenizer, hide_words
 from rislib.nouns import Batch, Preprocessing
 from rislib.pretraining.learner import Learner
 from rislib.pretraining.scenes import Scenes
@@ -66,7 +66,7 @@ class MaskedWords(Learner):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy at the words that are asked for; those that nobody asks for teach nothing."""
-        tokens, asked = mask_words(batch.tokens, self.tokenizer)
+        tokens, asked = hide_words(batch.tokens, self.tokenizer, self.tokenizer.vocab_size)
         logits = self(tokens, batch.token_mask, asked)
         loss = F.cross_entropy(logits, batch.tokens[asked], reduction="sum")
         return {"masked_words": loss / asked.sum().clamp(min=1)}  # a short batch may ask for none
@@ -81,7 +81,9 @@ class MaskedWords(Learner):
         for start in range(0, len(samples), 8):
             texts = [samples[i].expression for i in range(start, min(start + 8, len(samples)))]
             tokens, token_mask = (t.to(device) for t in self.tokenize(texts))
-            masked, asked = mask_words(tokens, self.tokenizer, hidden=1.0, replaced=0.0)
+            masked, asked = hide_words(
+                tokens, self.tokenizer, self.tokenizer.vocab_size, masked=1.0, random=0.0
+            )
             logits.append(self(masked, token_mask, asked).cpu())
             words.append(tokens[asked].cpu())
         logits, words = torch.cat(logits), torch.cat(words)
@@ -95,26 +97,3 @@ class MaskedWords(Learner):
                 "unigram_percent_right": round(100 * often.max().item(), 2),
             }
         }
-
-
-def mask_words(
-    tokens: Tensor,
-    tokenizer: ClipTokenizer,
-    *,
-    ratio: float = 0.15,
-    hidden: float = 0.8,
-    replaced: float = 0.1,
-) -> tuple[Tensor, Tensor]:
-    """What BERT reads instead of `tokens` (B, L), and which of its words it is asked for (B, L) bool.
-
-    Each word is asked for with probability `ratio`. Of those, the share `hidden` is hidden, `replaced` has
-    any word of the vocabulary in its place, and the rest stays: a word that is there may not be the true one.
-    """
-    special = torch.tensor(sorted(tokenizer.special_ids), device=tokens.device)
-    ids = torch.arange(tokenizer.vocab_size, device=tokens.device)
-    words = ids[~torch.isin(ids, special)]
-    asked = (torch.rand(tokens.shape, device=tokens.device) < ratio) & ~torch.isin(tokens, special)
-    fate = torch.rand(tokens.shape, device=tokens.device)
-    masked = torch.where(asked & (fate < hidden), tokenizer.mask_id, tokens)
-    any_word = words[torch.randint(len(words), tokens.shape, device=tokens.device)]
-    return torch.where(asked & (hidden <= fate) & (fate < hidden + replaced), any_word, masked), asked

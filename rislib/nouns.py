@@ -133,7 +133,7 @@ class Method(nn.Module, ABC):
     def features(self, batch: Batch) -> Any:
         """What `encode_image` says of each sample's picture. Samples that share a picture share the work."""
         features = self.encode_image(batch.image)
-        return features if batch.picture is None else _rows(features, batch.picture)
+        return features if batch.picture is None else rows(features, batch.picture)
 
     def strip(self) -> Self:
         """Remove, in place, the modules that only training needs; no mask changes."""
@@ -174,10 +174,10 @@ def named_size(builder: Callable[..., Method]) -> Callable[..., Method]:
     return build
 
 
-def _rows(features: Any, index: Tensor) -> Any:
+def rows(features: Any, index: Tensor) -> Any:
     """These rows of a tensor, or of every tensor in a dataclass."""
     if isinstance(features, Tensor):
         return features.index_select(0, index)
     if not is_dataclass(features):
         return features
-    return replace(features, **{f.name: _rows(getattr(features, f.name), index) for f in fields(features)})
+    return replace(features, **{f.name: rows(getattr(features, f.name), index) for f in fields(features)})

@@ -260,7 +260,13 @@ def test_weights_of_another_tower_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "build"), [("clip-rn", towers.clip_rn_mini), ("clip-vit", towers.clip_vit_mini)]
+    ("name", "build"),
+    [
+        ("clip-rn", towers.clip_rn_mini),
+        ("clip-vit", towers.clip_vit_mini),
+        ("swin", lambda _, pretrained: swin_mini(pretrained)),
+        ("bert", bert_mini),
+    ],
 )
 def test_shipped_weights_fit_the_towers_and_the_vocabulary_of_today(name, build):
     tokenizer = ClipTokenizer(32, encoders.shipped_file("vocab/refmini.txt"))

@@ -49,7 +49,8 @@ def make(name: str, vocabulary: Path) -> Callable[..., Method]:
 def head(vocabulary: Path) -> Callable[..., MaskGrounding]:
     """The head by itself, over words of 8 channels and one map of 6."""
     tokenizer = ClipTokenizer(32, vocabulary)
-    return partial(MaskGrounding, tokenizer, tokenizer.vocab_size, 8, (6,), stage=0, heads=2)
+    words = torch.randn(tokenizer.vocab_size, 8, generator=torch.Generator().manual_seed(0))
+    return partial(MaskGrounding, tokenizer, words, (6,), stage=0, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_pieces_of_berts_own_vocabulary_are_hidden_by_its_mask(tmp_path):
     file = tmp_path / "vocab.txt"
     file.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nred\ncup\n")
     tokenizer = WordPieceTokenizer(file, context_length=6)
-    grounding = MaskGrounding(tokenizer, 8, 8, (6,), stage=0, ratio=1.0, masked=1.0)
+    grounding = MaskGrounding(tokenizer, torch.zeros(8, 8), (6,), stage=0, ratio=1.0, masked=1.0)
     hidden, answers = grounding.hide(*tokenizer(["the red cup"]))
     assert hidden.tolist() == [[2, 4, 4, 4, 3, 0]]
     assert answers.tolist() == [[IGNORED, 5, 6, 7, IGNORED, IGNORED]]
@@ -411,7 +412,10 @@ def test_parts_are_put_together():
     ("arguments", "message"),
     [
         ({"method": "magnet", "without": ["cams"]}, "'cams'; it has mask_grounding, cam, cal, text_fusion"),
-        ({"method": "lavt", "add": ["cal"]}, "lavt has no part 'cal'; it has pwam, gate, mask_grounding"),
+        (
+            {"method": "lavt", "add": ["cal"]},
+            "lavt has no part 'cal'; it has pwam, gate, places, mask_grounding",
+        ),
         ({"method": "gres"}, "'gres'; there are cris, lavt, magnet"),
         ({"method": "cris", "add": ["decoder"], "without": ["decoder"]}, "not both"),
     ],

@@ -1,4 +1,6 @@
-"""How good is a method? Counts (`metrics`), what is counted (`protocols`), and the whole run (`report`)."""
+"""How good is a method? Counts (`metrics`), what is counted (`protocols`), and the whole run (`report`).
+
+Of a network trained with mask grounding, also which hidden words it guesses (`words`)."""
 
 from rislib.evaluation.metrics import Scores, intersection_and_union
 from rislib.evaluation.protocols import (
@@ -11,6 +13,7 @@ from rislib.evaluation.protocols import (
     target_mask,
 )
 from rislib.evaluation.report import Report, blinded, evaluate, shuffled
+from rislib.evaluation.words import hidden_words
 
 __all__ = [
     "CRIS_2022",
@@ -21,6 +24,7 @@ __all__ = [
     "Scores",
     "blinded",
     "evaluate",
+    "hidden_words",
     "intersection_and_union",
     "predict_masks",
     "score_maps",

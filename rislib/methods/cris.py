@@ -136,9 +136,9 @@ class CRIS(Method):
         self.mask_resize = mask_resize
         self.grounding = None
         if mask_grounding:
-            vocab_size = clip.model.token_embedding.num_embeddings
+            words = clip.model.token_embedding.weight
             options = {"weight": mask_grounding, "segmentation": "clean", "stage": -1, **(grounding or {})}
-            self.grounding = MaskGrounding(tokenizer, vocab_size, clip.text_width, neck_widths, **options)
+            self.grounding = MaskGrounding(tokenizer, words, neck_widths, **options)
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)

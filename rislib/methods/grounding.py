@@ -28,7 +28,7 @@ What is what. Of the paper only the abstract was at hand, and no code that train
               by their kind, nor whole words of several pieces; p 0.15, q 0.9, n 0. Their own values are not
               known. Also from there: the predictor is as wide as the word states, its FFN no wider
     inferred  from memory of the paper, C comes from the mask's centre. Two layers (there six); the last
-              Linear is its own (there, the word embeddings); P is Swin's third map; one pass or two
+              Linear begins as the word embeddings (there, it is them); P is Swin's third map; one pass or two
     ours      places of the map go through the MLP of the centre, so that "there" is the same for both; layer
               norms come first; an empty mask's centre is the middle; `at_least_one`, for short sentences that
               need not be segmented with the hole in them; `picture=False`, the control that sees words alone
@@ -45,7 +45,7 @@ from torch.nn import functional as F
 from rislib.encoders.bert import WordPieceTokenizer
 from rislib.encoders.tokenizers import PAD, ClipTokenizer, hide_words
 from rislib.methods.layers import coordinate_maps
-from rislib.nouns import Batch, Method, Reading
+from rislib.nouns import Batch, Method, Reading, rows
 
 IGNORED = -100  # instead of an answer, where nothing is asked
 
@@ -55,11 +55,12 @@ class MaskGrounding(nn.Module):
 
     Args:
         tokenizer: the method's: its `mask_id` is [MASK], its `special_ids` are never hidden.
-        vocab_size: number of words to choose from.
-        text_width: of the word states, and of everything in here.
+        words: the text tower's embeddings of all words to choose from (V, text_width), copied. Everything in
+            here is as wide as they are.
         widths: channels of `Reading.maps`.
         weight: of the loss.
         segmentation: "masked" or "clean" (see above).
+        every: ask this loss of every n-th sentence of the batch only; more than 1 needs "clean".
         ratio, masked, random: p, q and n above; 1 - q - n of the chosen words stay, and are asked for.
         at_least_one: choose one word where chance chose none.
         stage: which of the maps is P; -2 is Swin's third, at stride 16.
@@ -67,18 +68,19 @@ class MaskGrounding(nn.Module):
         picture: False leaves out P and C.
 
     Raises:
-        ValueError: `segmentation` is unknown, or `masked` and `random` are more than all.
+        ValueError: `segmentation` is unknown or does not fit `every`, or `masked` and `random` are more than
+            all.
     """
 
     def __init__(
         self,
         tokenizer: ClipTokenizer | WordPieceTokenizer,
-        vocab_size: int,
-        text_width: int,
+        words: Tensor,
         widths: tuple[int, ...],
         *,
         weight: float = 1.0,
         segmentation: Literal["masked", "clean"] = "masked",
+        every: int = 1,
         ratio: float = 0.15,
         masked: float = 0.9,
         random: float = 0.0,
@@ -91,10 +93,15 @@ class MaskGrounding(nn.Module):
         super().__init__()
         if segmentation not in ("masked", "clean"):
             raise ValueError(f"segmentation reads the 'masked' or the 'clean' sentence, not {segmentation!r}")
+        if every > 1 and segmentation == "masked":
+            raise ValueError(
+                f"a mask from sentences with holes, of which every {every}. has one: say 'clean'"
+            )
         if masked + random > 1:
             raise ValueError(f"{masked} of the chosen words masked and {random} replaced are more than all")
+        vocab_size, text_width = words.shape
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
-        self.weight, self.segmentation = weight, segmentation
+        self.weight, self.segmentation, self.every = weight, segmentation, every
         self.ratio, self.masked, self.random, self.at_least_one = ratio, masked, random, at_least_one
         self.stage, self.picture = stage, picture
         if picture:
@@ -107,6 +114,7 @@ class MaskGrounding(nn.Module):
             for _ in range(layers)
         )
         self.guess = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, vocab_size))
+        self.guess[1].weight.data.copy_(words)
 
     def hide(self, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
         """tokens, token_mask (B, L) -> the sentence with holes (B, L), answers (B, L), mostly IGNORED.
@@ -161,9 +169,12 @@ def read_and_ground(network: Method, features: Any, batch: Batch) -> tuple[Readi
     grounding: MaskGrounding | None = network.grounding
     if grounding is None:
         return network.read(features, batch.tokens, batch.token_mask), {}
-    hidden, answers = grounding.hide(batch.tokens, batch.token_mask)
-    reading = network.read(features, hidden, batch.token_mask)
-    loss = grounding.loss(reading, answers, batch.token_mask, batch.mask)
+    asked = torch.arange(0, len(batch.tokens), grounding.every, device=batch.tokens.device)
+    seen = features if grounding.every == 1 else rows(features, asked)
+    token_mask = batch.token_mask[asked]
+    hidden, answers = grounding.hide(batch.tokens[asked], token_mask)
+    reading = network.read(seen, hidden, token_mask)
+    loss = grounding.loss(reading, answers, token_mask, batch.mask[asked])
     if grounding.segmentation == "clean":
         reading = network.read(features, batch.tokens, batch.token_mask)
     return reading, {"mask_grounding": loss}

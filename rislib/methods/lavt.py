@@ -45,7 +45,7 @@ from rislib.encoders.bert import BertEncoder, WordPieceTokenizer, bert_base, ber
 from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.grounding import MaskGrounding, read_and_ground
-from rislib.methods.layers import conv_block, dice_loss, language_gate
+from rislib.methods.layers import Places, conv_block, dice_loss, language_gate
 from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
 
 LOSSES = ("cross_entropy", "dice", "cross_entropy+dice")
@@ -70,6 +70,7 @@ class LAVT(Method):
         heads: of the pixel-word attention, per stage.
         pwam: False lets all pixels read the same, the mean of the words, instead of attending to them.
         gate: False adds F_i to the picture as it is.
+        places: tell the pixels where they lie, before they read.
         fusion_dropout: of V and F_i.
         decoder_width: channels of the decoder.
         loss: "cross_entropy", "dice" or "cross_entropy+dice".
@@ -86,6 +87,7 @@ class LAVT(Method):
     parts: ClassVar = {
         "pwam": ({"pwam": False}, {}),
         "gate": ({"gate": False}, {}),
+        "places": ({"places": False}, {"places": True}),
         "mask_grounding": ({"mask_grounding": 0.0}, {"mask_grounding": 0.1}),  # half of all loss at first
     }
 
@@ -99,6 +101,7 @@ class LAVT(Method):
         heads: tuple[int, int, int, int] = (1, 1, 1, 1),
         pwam: bool = True,
         gate: bool = True,
+        places: bool = False,
         fusion_dropout: float = 0.0,
         decoder_width: int = 512,
         loss: Literal["cross_entropy", "dice", "cross_entropy+dice"] = "cross_entropy",
@@ -125,6 +128,7 @@ class LAVT(Method):
             else MeanFusion(width, bert.width, fusion_dropout)
             for width, n in zip(swin.widths, heads, strict=True)
         )
+        self.places = nn.ModuleList(Places(width) for width in swin.widths) if places else None
         self.gates = nn.ModuleList(language_gate(width) for width in swin.widths) if gate else None
         if self.gates is not None:
             self.gates[-1].requires_grad_(False)  # published checkpoints hold it, but no stage follows it
@@ -132,9 +136,9 @@ class LAVT(Method):
         self.decoder = PyramidDecoder(swin.widths, decoder_width)
         self.grounding = None
         if mask_grounding:
-            vocab_size = bert.model.config.vocab_size
+            words = bert.model.embeddings.word_embeddings.weight
             options = {"weight": mask_grounding, **(grounding or {})}
-            self.grounding = MaskGrounding(tokenizer, vocab_size, bert.width, swin.widths, **options)
+            self.grounding = MaskGrounding(tokenizer, words, swin.widths, **options)
 
     def train(self, mode: bool = True) -> LAVT:
         super().train(mode)
@@ -164,7 +168,7 @@ class LAVT(Method):
         for i, (fuse, norm) in enumerate(zip(self.fusions, self.norms, strict=True)):
             if i > 0:
                 x = self.swin.stage(i, self.swin.downsample(i - 1, x))  # (B, H / 4 / 2^i, W / 4 / 2^i, C_i)
-            fused = fuse(x, words, token_mask)
+            fused = fuse(x if self.places is None else self.places[i](x), words, token_mask)
             maps.append(norm(fused).permute(0, 3, 1, 2))
             x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
         return Reading(states, tuple(maps))
@@ -319,5 +323,12 @@ def lavt_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
     """
     tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
     swin, bert = swin_mini(pretrained), bert_mini(tokenizer.vocab_size, pretrained)
-    mini = {"size": 96, "decoder_width": 64, "text_layers": None, "loss": "cross_entropy+dice"}
+    mini = {
+        "size": 96,
+        "heads": (4, 8, 8, 8),
+        "places": True,
+        "decoder_width": 64,
+        "text_layers": None,
+        "loss": "cross_entropy+dice",
+    }
     return LAVT(swin, bert, tokenizer, **(mini | options))

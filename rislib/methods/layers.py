@@ -108,11 +108,33 @@ class Pointwise(nn.Linear):
         return F.linear(x, self.weight.flatten(1), self.bias)
 
 
+class Places(nn.Linear):
+    """Tells every pixel where it lies: adds a linear function of its coordinates (see `coordinate_maps`)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(2, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, h, w, width) -> the same."""
+        places = coordinate_maps(x[:1].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (1, h, w, 2)
+        return x + super().forward(places)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention in `heads` parts: query (B, N, C), key and value (B, M, C) -> (B, N, C).
+
+    mask, True where to look, fits (B, heads, N, M).
+    """
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
 class PixelWordAttention(nn.Module):
     """Pixels read words: LAVT's PWAM, with layer norms where that has instance norms."""
 
-    def __init__(self, width: int, text_width: int) -> None:
+    def __init__(self, width: int, text_width: int, heads: int = 1) -> None:
         super().__init__()
+        self.heads = heads
         self.visual = nn.Sequential(Pointwise(width, width), nn.GELU())
         self.query = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.key = Pointwise(text_width, width)
@@ -122,12 +144,8 @@ class PixelWordAttention(nn.Module):
 
     def forward(self, x: Tensor, words: Tensor, token_mask: Tensor) -> Tensor:
         """x (B, h, w, width), words (B, L, text_width), token_mask (B, L), True where to look -> F like x."""
-        summary = F.scaled_dot_product_attention(
-            self.query(x).flatten(1, 2),  # (B, h*w, width)
-            self.key(words),
-            self.value(words),
-            attn_mask=token_mask.bool()[:, None],
-        )
+        q, k, v = self.query(x).flatten(1, 2), self.key(words), self.value(words)
+        summary = attend(q, k, v, self.heads, token_mask.bool()[:, None, None])  # (B, h*w, width)
         return self.fuse(self.visual(x) * self.read(summary).unflatten(1, x.shape[1:3]))
 
 
@@ -138,9 +156,9 @@ class WordPixelAttention(nn.Module):
         released_mask: with the released code's error in the mask.
     """
 
-    def __init__(self, width: int, image_width: int, *, released_mask: bool = False) -> None:
+    def __init__(self, width: int, image_width: int, heads: int = 1, *, released_mask: bool = False) -> None:
         super().__init__()
-        self.released_mask = released_mask
+        self.heads, self.released_mask = heads, released_mask
         self.visual = nn.Sequential(nn.Linear(width, width), nn.GELU())
         self.query = Pointwise(width, width)
         self.key = Pointwise(image_width, width)
@@ -155,9 +173,8 @@ class WordPixelAttention(nn.Module):
         if self.released_mask:
             query, mask = query * (mask - 1) * 10000, torch.ones_like(mask)
         every_pixel = torch.ones_like(x[:, :, :1])
-        summary = F.scaled_dot_product_attention(
-            query, instance_norm(self.key(x), every_pixel), instance_norm(self.value(x), every_pixel)
-        )
+        key, value = (instance_norm(y, every_pixel) for y in (self.key(x), self.value(x)))
+        summary = attend(query, key, value, self.heads)  # (B, L, width)
         return self.fuse(self.visual(words) * instance_norm(self.read(summary), mask))
 
 

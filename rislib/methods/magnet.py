@@ -56,7 +56,14 @@ from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods.alignment import alignment_losses
 from rislib.methods.grounding import MaskGrounding, read_and_ground
-from rislib.methods.layers import PixelWordAttention, Pointwise, WordPixelAttention, dice_loss, language_gate
+from rislib.methods.layers import (
+    PixelWordAttention,
+    Places,
+    Pointwise,
+    WordPixelAttention,
+    dice_loss,
+    language_gate,
+)
 from rislib.methods.mask2former import Mask2Former, Prediction
 from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
 
@@ -68,6 +75,8 @@ class MagNet(Method):
         swin, bert: the towers; the number of `bert`'s layers is a multiple of four.
         tokenizer: sentences -> tokens, as `bert` was trained on them.
         size: side of the square input, pixels.
+        fusion_heads: of the attention between words and pixels, per stage.
+        places: tell the pixels where they lie, before they read.
         pyramid: sides of the pooled maps, in cells. () leaves them out.
         text_fusion: False leaves the words alone: they never see the picture.
         gates: how gates begin, "closed" (both towers at first compute what they were pretrained to) or
@@ -98,6 +107,8 @@ class MagNet(Method):
         tokenizer: WordPieceTokenizer | ClipTokenizer,
         *,
         size: int = 480,
+        fusion_heads: Sequence[int] = (1, 1, 1, 1),
+        places: bool = False,
         pyramid: Sequence[int] = (1, 2, 3, 6),
         text_fusion: bool = True,
         gates: Literal["closed", "small"] = "closed",
@@ -122,12 +133,16 @@ class MagNet(Method):
         self.cal, self.alignment = cal, dict(alignment or {})
         self.swin = swin
         self.bert = bert
-        self.cams = nn.ModuleList(CAM(width, text_width, pyramid) for width in widths)
+        self.cams = nn.ModuleList(
+            CAM(width, text_width, pyramid, heads) for width, heads in zip(widths, fusion_heads, strict=True)
+        )
+        self.places = nn.ModuleList(Places(width) for width in widths) if places else None
         self.image_gates = nn.ModuleList(language_gate(width, nn.GELU, closed=closed) for width in widths)
         self.text_fusions = self.text_gates = None
         if text_fusion:
             self.text_fusions = nn.ModuleList(
-                WordPixelAttention(text_width, width, released_mask=released_text_mask) for width in widths
+                WordPixelAttention(text_width, width, heads, released_mask=released_text_mask)
+                for width, heads in zip(widths, fusion_heads, strict=True)
             )
             self.text_gates = nn.ModuleList(language_gate(text_width, closed=closed) for _ in widths)
         self.head = Mask2Former(widths, **head)
@@ -146,9 +161,9 @@ class MagNet(Method):
             self.text_gates[-1].requires_grad_(False)
         self.grounding = None
         if mask_grounding:
-            vocab_size = bert.model.config.vocab_size
+            words = bert.model.embeddings.word_embeddings.weight
             options = {"weight": mask_grounding, **(grounding or {})}
-            self.grounding = MaskGrounding(tokenizer, vocab_size, text_width, widths, **options)
+            self.grounding = MaskGrounding(tokenizer, words, widths, **options)
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)
@@ -180,7 +195,7 @@ class MagNet(Method):
             if i > 0:
                 x = self.swin.stage(i, self.swin.downsample(i - 1, x))
             words = self.bert.layers(words, token_mask, i * step, (i + 1) * step)
-            mixed, fused = cam(x, words, token_mask)
+            mixed, fused = cam(x if self.places is None else self.places[i](x), words, token_mask)
             maps.append(mixed.permute(0, 3, 1, 2))
             if i < last and self.text_fusions is not None:
                 read = self.text_fusions[i](words, x, token_mask)
@@ -216,9 +231,9 @@ class MagNet(Method):
 class CAM(nn.Module):
     """The picture's side of the cross-modal alignment module: pixels read words, finely and in the large."""
 
-    def __init__(self, width: int, text_width: int, pyramid: Sequence[int]) -> None:
+    def __init__(self, width: int, text_width: int, pyramid: Sequence[int], heads: int) -> None:
         super().__init__()
-        self.fusion = PixelWordAttention(width, text_width)
+        self.fusion = PixelWordAttention(width, text_width, heads)
         self.pyramids = nn.ModuleList(
             nn.Sequential(
                 Pool(cells),
@@ -230,7 +245,7 @@ class CAM(nn.Module):
             )
             for cells in pyramid
         )
-        self.fusions = nn.ModuleList(PixelWordAttention(width // 4, text_width) for _ in pyramid)
+        self.fusions = nn.ModuleList(PixelWordAttention(width // 4, text_width, heads) for _ in pyramid)
         self.mixer = nn.Sequential(
             nn.Linear(width + len(pyramid) * (width // 4), width),
             nn.LayerNorm(width),
@@ -295,10 +310,12 @@ def magnet_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None
     swin, bert = swin_mini(pretrained), bert_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,
+        "fusion_heads": (4, 8, 8, 8),
+        "places": True,
         "pyramid": (1, 2, 3),
         "width": 64,
         "heads": 4,
-        "points": 2,  # in training, reading points costs more than all else together
+        "points": 1,  # with two, reading points costs 40 % of a training step
         "encoder_layers": 1,
         "encoder_ffn": 128,
         "decoder_layers": 3,

@@ -1,0 +1,132 @@
+"""What are a method's parts worth? Each variant, with each seed, learns from the same number of samples.
+
+`python results/ablation.py cris` (or another of STUDIES) trains them, measures each on val, and writes
+cris_ablation.json after every run. Started again, it goes on with the runs that are missing. With
+`--processes 2` two trainings run side by side, of one thread each: more than two threads do for one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rislib.data import open_split
+from rislib.data.refmini import CATEGORIES, COLOURS
+from rislib.evaluation import CRIS_2022, evaluate, hidden_words
+from rislib.methods import build
+from rislib.training import MINI, fit, provenance
+
+WORDS = {"colour": COLOURS, "name": CATEGORIES, "place": ("left", "right", "top", "bottom")}
+
+
+@dataclass(frozen=True)
+class Study:
+    samples: int  # that every run learns from
+    variants: dict[str, tuple[str, dict[str, Any]]]  # name -> method, options of its builder
+
+
+STUDIES = {
+    "cris": Study(
+        6000,
+        {
+            "full": ("cris", {}),
+            "inner_product": ("cris", {"kernel": "inner_product"}),  # as the paper writes it
+            "no_decoder": ("cris", {"decoder_layers": 0}),
+            "not_contrastive": ("cris", {"contrastive": False}),
+            "from_scratch": ("cris", {"pretrained": False}),
+        },
+    ),
+}
+
+
+def ablate(
+    out: Path,
+    study: Study,
+    *,
+    data: str = "refmini",
+    seeds: Iterable[int] = (0, 1, 2),
+    processes: int = 1,
+) -> None:
+    """Do the runs that `out` lacks: every variant once, then all with the next seed.
+
+    Raises:
+        ValueError: `out` holds runs on other data or with another budget.
+    """
+    settings = {"data": data, "samples": study.samples, "split": "val"}
+    record = json.loads(out.read_text()) if out.exists() else {**settings, "runs": []}
+    for name, value in settings.items():
+        if record[name] != value:
+            raise ValueError(f"{out} was made with {name} = {record[name]}, not {value}")
+    done = {(run["variant"], run["seed"]) for run in record["runs"]}
+    todo = [(variant, seed) for seed in seeds for variant in study.variants if (variant, seed) not in done]
+    open_split(data, "val")  # drawn once, and not by each process
+
+    with ProcessPoolExecutor(
+        processes,
+        get_context("spawn"),
+        torch.set_num_threads,
+        (max(1, torch.get_num_threads() // processes),),
+    ) as pool:
+        runs = {
+            pool.submit(train_and_measure, *study.variants[variant], data, study.samples, seed): variant
+            for variant, seed in todo
+        }
+        for run in as_completed(runs):
+            measured = {"variant": runs[run], **run.result()}
+            record["runs"].append(measured)
+            partial = out.with_suffix(".partial")
+            partial.write_text(json.dumps(record, indent=1) + "\n")
+            os.replace(partial, out)
+            print(
+                "{variant:20} seed {seed}   mIoU {mIoU:.2f}   oIoU {oIoU:.2f}".format(**measured), flush=True
+            )
+
+
+def train_and_measure(method: str, options: dict[str, Any], data: str, samples: int, seed: int) -> dict:
+    """One run, and what it says on val; with mask grounding, also which hidden words it guesses."""
+    torch.manual_seed(seed)
+    network, val = build(method, "mini", **options), open_split(data, "val")
+    with tempfile.TemporaryDirectory() as folder:
+        trained = fit(
+            network,
+            open_split(data, "train"),
+            MINI,
+            out=folder,
+            seed=seed,
+            samples_budget=samples,
+            channels_last=True,
+            progress=False,
+        )
+    run = {
+        "method": method,
+        "options": options,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "samples_seen": trained.samples,
+        "seconds": round(trained.seconds, 1),
+        **evaluate(network, val, CRIS_2022, progress=False).to_json(),
+    }
+    if network.grounding is not None:
+        run["hidden_words"] = hidden_words(network, val, WORDS)
+        run["hidden_words_other_picture"] = hidden_words(network, val, WORDS, other_picture=True)
+    return run | provenance()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--data", default="refmini")
+    parser.add_argument("--processes", type=int, default=1)
+    given = parser.parse_args()
+    out = Path(__file__).with_name(f"{given.study}_ablation.json")
+    ablate(out, STUDIES[given.study], data=given.data, processes=given.processes)

@@ -69,8 +69,14 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (1 - (2 * overlap + 1) / (total + 1)).mean()
 
 
-def instance_norm(x: Tensor, mask: Tensor) -> Tensor:
-    """Each channel of x (B, N, C) to mean 0 and variance 1 over those of N where mask (B, N, 1) is 1."""
+def instance_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Each channel of x (B, N, C) to mean 0 and variance 1 over those of N where mask (B, N, 1) is 1.
+
+    Without a mask, over all of them.
+    """
+    if mask is None:
+        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(variance + 1e-5)
     count = mask.sum(dim=1, keepdim=True)
     x = x - (x * mask).sum(dim=1, keepdim=True) / count
     variance = (x.square() * mask).sum(dim=1, keepdim=True) / count
@@ -172,8 +178,7 @@ class WordPixelAttention(nn.Module):
         query = self.query(words)
         if self.released_mask:
             query, mask = query * (mask - 1) * 10000, torch.ones_like(mask)
-        every_pixel = torch.ones_like(x[:, :, :1])
-        key, value = (instance_norm(y, every_pixel) for y in (self.key(x), self.value(x)))
+        key, value = instance_norm(self.key(x)), instance_norm(self.value(x))  # over all pixels
         summary = attend(query, key, value, self.heads)  # (B, L, width)
         return self.fuse(self.visual(words) * instance_norm(self.read(summary), mask))
 

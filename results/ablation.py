@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,12 @@ from rislib.data import open_split
 from rislib.data.refmini import CATEGORIES, COLOURS
 from rislib.evaluation import CRIS_2022, evaluate, hidden_words
 from rislib.methods import build
-from rislib.training import MINI, fit, provenance
+from rislib.training import fit, mini_recipe, provenance
 
 WORDS = {"colour": COLOURS, "name": CATEGORIES, "place": ("left", "right", "top", "bottom")}
+
+
+NONE = {"pyramid": (), "mask_grounding": 0.0, "cal": 0.0}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,28 @@ STUDIES = {
             "from_scratch": ("cris", {"pretrained": False}),
         },
     ),
+    "magnet": Study(
+        9600,  # about five minutes of MagNet on two cores
+        {
+            "lavt": ("lavt", {}),
+            "lavt+mg": ("lavt", {"mask_grounding": 0.1}),
+            "magnet": ("magnet", NONE),
+            "magnet+mg": ("magnet", {**NONE, "mask_grounding": 1.0}),
+            "magnet+cam": ("magnet", {"mask_grounding": 0.0, "cal": 0.0}),
+            "magnet+cal": ("magnet", {**NONE, "cal": 0.5}),
+            "magnet+all": ("magnet", {}),
+            "cris": ("cris", {}),
+            "cris+mg": ("cris", {"mask_grounding": 0.1}),
+        },
+    ),
+    "grounding": Study(
+        9600,
+        {
+            "masked": ("lavt", {"mask_grounding": 0.1}),
+            "masked, words alone": ("lavt", {"mask_grounding": 0.1, "grounding": {"picture": False}}),
+            "clean": ("lavt", {"mask_grounding": 0.1, "grounding": {"segmentation": "clean"}}),
+        },
+    ),
 }
 
 
@@ -55,9 +80,10 @@ def ablate(
     *,
     data: str = "refmini",
     seeds: Iterable[int] = (0, 1, 2),
+    only: Iterable[str] | None = None,
     processes: int = 1,
 ) -> None:
-    """Do the runs that `out` lacks: every variant once, then all with the next seed.
+    """Do the runs that `out` lacks: every variant once (or `only` these), then all with the next seed.
 
     Raises:
         ValueError: `out` holds runs on other data or with another budget.
@@ -68,7 +94,8 @@ def ablate(
         if record[name] != value:
             raise ValueError(f"{out} was made with {name} = {record[name]}, not {value}")
     done = {(run["variant"], run["seed"]) for run in record["runs"]}
-    todo = [(variant, seed) for seed in seeds for variant in study.variants if (variant, seed) not in done]
+    variants = study.variants if only is None else only
+    todo = [(variant, seed) for seed in seeds for variant in variants if (variant, seed) not in done]
     open_split(data, "val")  # drawn once, and not by each process
 
     with ProcessPoolExecutor(
@@ -83,6 +110,7 @@ def ablate(
         }
         for run in as_completed(runs):
             measured = {"variant": runs[run], **run.result()}
+            record = json.loads(out.read_text()) if out.exists() else record  # another may have written, too
             record["runs"].append(measured)
             partial = out.with_suffix(".partial")
             partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -100,7 +128,7 @@ def train_and_measure(method: str, options: dict[str, Any], data: str, samples: 
         trained = fit(
             network,
             open_split(data, "train"),
-            MINI,
+            mini_recipe(method),
             out=folder,
             seed=seed,
             samples_budget=samples,
@@ -110,6 +138,7 @@ def train_and_measure(method: str, options: dict[str, Any], data: str, samples: 
     run = {
         "method": method,
         "options": options,
+        "recipe": asdict(mini_recipe(method)),
         "seed": seed,
         "parameters": sum(p.numel() for p in network.parameters()),
         "samples_seen": trained.samples,
@@ -126,7 +155,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--data", default="refmini")
+    parser.add_argument("--only", nargs="+", help="These variants.")
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     out = Path(__file__).with_name(f"{given.study}_ablation.json")
-    ablate(out, STUDIES[given.study], data=given.data, processes=given.processes)
+    ablate(out, STUDIES[given.study], data=given.data, only=given.only, processes=given.processes)

@@ -22,7 +22,7 @@ from rislib.data import open_split
 from rislib.evaluation import PROTOCOLS, Report, blinded, evaluate, shuffled
 from rislib.methods import build
 from rislib.nouns import Method
-from rislib.training import MINI, Recipe, fit, provenance
+from rislib.training import Recipe, fit, mini_recipe, provenance
 
 
 def train_run(
@@ -32,7 +32,7 @@ def train_run(
     data: str = "refmini",
     preset: str = "mini",
     options: Mapping[str, Any] | None = None,
-    recipe: Recipe = MINI,
+    recipe: Recipe | None = None,
     minutes: float | None = None,
     samples: int | None = None,
     seed: int = 0,
@@ -45,6 +45,7 @@ def train_run(
 
     Args:
         options: keyword arguments of the builder; `rislib.methods.part_options` adds and leaves out parts.
+        recipe: how; the mini world's own unless given.
         minutes, samples: how long. Exactly one; only a number of samples is exactly reproducible.
         seed: of the new weights, the order of the samples, and dropout.
         from_scratch: no pretrained encoders.
@@ -54,6 +55,7 @@ def train_run(
         ValueError: unknown method or size, not exactly one budget, or a run to resume that is another one.
     """
     options = {"pretrained": not from_scratch, **(options or {})}
+    recipe = recipe or mini_recipe(method)
     torch.manual_seed(seed)
     network = build(method, preset, **options)
     references = open_split(data, "train")

@@ -25,7 +25,18 @@ from torch.nn import functional as F
 
 from rislib.data import make_batch
 from rislib.nouns import Method, Preprocessing, Sample
-from rislib.training import MINI, Recipe, checkpoint, epoch_order, fit, git_commit, machine, parameter_groups
+from rislib.training import (
+    MINI,
+    MINI_SWIN,
+    Recipe,
+    checkpoint,
+    epoch_order,
+    fit,
+    git_commit,
+    machine,
+    mini_recipe,
+    parameter_groups,
+)
 
 torch.set_num_threads(1)
 
@@ -663,6 +674,11 @@ def test_machine_and_commit_are_plain_json():
     assert facts["torch"] == torch.__version__ and facts["cores"] >= 1 and facts["cpu"]
     commit = git_commit()
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_methods_whose_towers_have_met_learn_more_slowly():
+    assert mini_recipe("cris") is MINI
+    assert mini_recipe("lavt") == mini_recipe("magnet") == MINI_SWIN != MINI
 
 
 def test_mini_is_what_it_says():

@@ -831,8 +831,8 @@ show(
 # | **without decoder** | 62.66 | 64.64 |
 # | **with decoder** | 66.31 | 68.66 |
 #
-# Here is the same in our world: `results/cris_ablation.py` trains five variants with 6,000 samples each,
-# three times, with other seeds. In the library an ablation is an argument:
+# Here is the same in our world: `python results/ablation.py cris` trains five variants with 6,000 samples
+# each, three times, with other seeds. In the library an ablation is an argument:
 #
 # | variant | argument | what is left |
 # |---|---|---|
@@ -842,19 +842,14 @@ show(
 # | from scratch | `pretrained=False` | towers that know nothing |
 
 # %%
-try:
-    runs = recorded("cris_ablation")["runs"]
-except FileNotFoundError:
-    runs = []
-    print("No results/cris_ablation.json yet: `python results/cris_ablation.py` makes it in an hour.")
 ablation = {}  # variant -> {seed: mIoU}
-for one in runs:
+for one in recorded("cris_ablation")["runs"]:
     ablation.setdefault(one["variant"], {})[one["seed"]] = one["mIoU"]
 
 
 def spread(values):
-    """The standard deviation of a few runs; 0 of a single one."""
-    return np.std(values, ddof=min(1, len(values) - 1))
+    """The standard deviation of a few runs."""
+    return np.std(values, ddof=1)
 
 
 # %%
@@ -867,8 +862,7 @@ for row, (variant, by_seed) in enumerate(reversed(ablation.items())):
 axes.set_yticks(range(len(ablation)), [name.replace("_", " ") for name in reversed(ablation)])
 axes.set_ylim(-0.5, len(ablation) - 0.3)
 axes.grid(axis="x", color=viz.HAIRLINE, linewidth=0.8)
-if ablation:
-    show(figure, alt="mIoU of five variants: mean, standard deviation over seeds, and every single run.")
+show(figure, alt="mIoU of five variants: mean, standard deviation over seeds, and every single run.")
 
 # %% [markdown]
 # *Squares: mean and standard deviation over the seeds. Grey dots: the single runs.*
@@ -878,7 +872,7 @@ if ablation:
 
 # %%
 PAPER = {"no_decoder": 64.64 - 68.66, "not_contrastive": 66.31 - 68.66}  # both from the table above
-full = ablation.get("full", {})
+full = ablation["full"]
 for variant in [name for name in ablation if name != "full"]:
     change = [value - full[seed] for seed, value in ablation[variant].items() if seed in full]
     low, high = min(change), max(change)

@@ -64,6 +64,7 @@ class MaskGrounding(nn.Module):
         ratio, masked, random: p, q and n above; 1 - q - n of the chosen words stay, and are asked for.
         at_least_one: choose one word where chance chose none.
         stage: which of the maps is P; -2 is Swin's third, at stride 16.
+        pooled: C also holds the mean of P inside the mask.
         layers, heads: of the transformer.
         picture: False leaves out P and C.
 
@@ -86,6 +87,7 @@ class MaskGrounding(nn.Module):
         random: float = 0.0,
         at_least_one: bool = False,
         stage: int = -2,
+        pooled: bool = False,
         layers: int = 2,
         heads: int = 8,
         picture: bool = True,
@@ -103,7 +105,7 @@ class MaskGrounding(nn.Module):
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.weight, self.segmentation, self.every = weight, segmentation, every
         self.ratio, self.masked, self.random, self.at_least_one = ratio, masked, random, at_least_one
-        self.stage, self.picture = stage, picture
+        self.stage, self.pooled, self.picture = stage, pooled, picture
         if picture:
             self.project = nn.Sequential(nn.Linear(widths[stage], text_width), nn.LayerNorm(text_width))
             self.place = nn.Sequential(nn.Linear(2, text_width), nn.ReLU(), nn.Linear(text_width, text_width))
@@ -133,16 +135,17 @@ class MaskGrounding(nn.Module):
         return hidden, tokens.masked_fill(~chosen, IGNORED)
 
     def forward(self, reading: Reading, token_mask: Tensor, mask: Tensor) -> Tensor:
-        """A reading of sentences with holes, token_mask (B, L), mask (B, 1, H, W) -> logits (B, L, words).
-
-        H and W may be any: only the mask's centre matters.
-        """
+        """A reading of sentences with holes, token_mask (B, L), mask (B, 1, H, W) -> logits (B, L, words)."""
         row, absent = [reading.words], ~token_mask.bool()
         if self.picture:
             x = reading.maps[self.stage]
             places = coordinate_maps(x[:1]).flatten(2).transpose(1, 2)  # (1, h*w, 2)
-            cells = self.project(x.flatten(2).transpose(1, 2)) + self.place(places)  # (B, h*w, width)
-            row += [cells, self.place(centre(mask))[:, None]]
+            cells = self.project(x.flatten(2).transpose(1, 2))  # (B, h*w, width)
+            where = self.place(centre(mask))[:, None]  # (B, 1, width)
+            if self.pooled:
+                covered = F.interpolate(mask, x.shape[2:], mode="area").flatten(2)  # (B, 1, h*w)
+                where = where + covered @ cells / covered.sum(dim=2, keepdim=True).clamp(min=1e-6)
+            row += [cells + self.place(places), where]
             absent = F.pad(absent, (0, cells.shape[1] + 1))
         z = torch.cat(row, dim=1)  # (B, L + h*w + 1, width)
         for layer in self.layers:

@@ -64,6 +64,7 @@ class Reading:
     words: Tensor  # (B, L, C_t), a state per token
     maps: tuple[Tensor, ...]  # (B, C_i, h_i, w_i), finest first
     sentence: Tensor | None = None  # (B, C_s), where one vector says it all
+    tower: tuple[Tensor, ...] = ()  # (B, C_i, h_i, w_i), the picture's tower before words join in at stage i
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ In the order of the code, with sentence T, picture I and mask M:
     T', y = Hide(T)                         each word is chosen with probability p; of the chosen ones
                                             a share q becomes [MASK], a share n any other word
     O = LanguageEncoder(T'),  P = ImageEncoder(I)                   the method's own: `Method.read`
-    C = MLP(centre of M)                                            the mask encoder, coordinates in [-1, 1]
-    z = Transformer(C[O, LN(Linear(P)) + MLP(places of P), C])      the predictor
+    E = LN(Linear(P))                                               as wide as the words
+    C = MLP(centre of M) + mean of E inside M                       the mask encoder, coordinates in [-1, 1]
+    z = Transformer(C[O + C, E + MLP(places of E)])                 the predictor
     loss = cross entropy of Linear(LN(z)) and y, mean over the chosen words of the batch
 
 No part may know the answer. O is computed from T', never from T. P is a trap: where words and pixels meet in
-the towers (LAVT, MagNet), a map that has read T holds the hidden word. There are two ways out:
+the towers (LAVT, MagNet), a map behind one that has read T holds the hidden word. There are two ways out:
 
     segmentation="masked"   the towers read T' alone, and the mask is made from it as well: the loss comes
                             nearly for free, but a sentence with a hole in it may fit more than one thing
@@ -23,15 +24,19 @@ the towers (LAVT, MagNet), a map that has read T holds the hidden word. There ar
 
 What is what. Of the paper only the abstract was at hand, and no code that trains was published:
 
-    stated    the loss and its three inputs, side by side in one row; training only
+    stated    the loss and its three inputs, P and C in one row with O; training only
     code      Hide, as the code does that the authors point to (ovr-cnn): words are chosen independently, not
               by their kind, nor whole words of several pieces; p 0.15, q 0.9, n 0. Their own values are not
               known. Also from there: the predictor is as wide as the word states, its FFN no wider
     inferred  from memory of the paper, C comes from the mask's centre. Two layers (there six); the last
               Linear begins as the word embeddings (there, it is them); P is Swin's third map; one pass or two
-    ours      places of the map go through the MLP of the centre, so that "there" is the same for both; layer
-              norms come first; an empty mask's centre is the middle; `at_least_one`, for short sentences that
-              need not be segmented with the hole in them; `picture=False`, the control that sees words alone
+    ours      C joins each word, and holds what lies inside the mask. As a token of its own, which words have
+              to find first, it taught nothing in the mini world: after 9,600 samples colours were guessed as
+              by chance, 14 %. So, after 4,800 they were 35 %, with another picture 12 %. `pooled=False`
+              leaves the centre alone. Places of the map go through the MLP of the centre, so that "there" is
+              the same for both; layer norms come first; an empty mask's centre is the middle;
+              `at_least_one`, for short sentences that need not be segmented with the hole in them;
+              `picture=False`, the control that sees words alone
 """
 
 from __future__ import annotations
@@ -57,14 +62,14 @@ class MaskGrounding(nn.Module):
         tokenizer: the method's: its `mask_id` is [MASK], its `special_ids` are never hidden.
         words: the text tower's embeddings of all words to choose from (V, text_width), copied. Everything in
             here is as wide as they are.
-        widths: channels of `Reading.maps`.
+        widths: channels of the picture's maps.
         weight: of the loss.
         segmentation: "masked" or "clean" (see above).
         every: ask this loss of every n-th sentence of the batch only; more than 1 needs "clean".
         ratio, masked, random: p, q and n above; 1 - q - n of the chosen words stay, and are asked for.
         at_least_one: choose one word where chance chose none.
         stage: which of the maps is P; -2 is Swin's third, at stride 16.
-        pooled: C also holds the mean of P inside the mask.
+        pooled: False leaves what lies inside the mask out of C.
         layers, heads: of the transformer.
         picture: False leaves out P and C.
 
@@ -87,7 +92,7 @@ class MaskGrounding(nn.Module):
         random: float = 0.0,
         at_least_one: bool = False,
         stage: int = -2,
-        pooled: bool = False,
+        pooled: bool = True,
         layers: int = 2,
         heads: int = 8,
         picture: bool = True,
@@ -138,16 +143,16 @@ class MaskGrounding(nn.Module):
         """A reading of sentences with holes, token_mask (B, L), mask (B, 1, H, W) -> logits (B, L, words)."""
         row, absent = [reading.words], ~token_mask.bool()
         if self.picture:
-            x = reading.maps[self.stage]
-            places = coordinate_maps(x[:1]).flatten(2).transpose(1, 2)  # (1, h*w, 2)
+            x = (reading.tower or reading.maps)[self.stage]
             cells = self.project(x.flatten(2).transpose(1, 2))  # (B, h*w, width)
             where = self.place(centre(mask))[:, None]  # (B, 1, width)
             if self.pooled:
                 covered = F.interpolate(mask, x.shape[2:], mode="area").flatten(2)  # (B, 1, h*w)
                 where = where + covered @ cells / covered.sum(dim=2, keepdim=True).clamp(min=1e-6)
-            row += [cells + self.place(places), where]
-            absent = F.pad(absent, (0, cells.shape[1] + 1))
-        z = torch.cat(row, dim=1)  # (B, L + h*w + 1, width)
+            places = coordinate_maps(x[:1]).flatten(2).transpose(1, 2)  # (1, h*w, 2)
+            row = [reading.words + where, cells + self.place(places)]
+            absent = F.pad(absent, (0, cells.shape[1]))
+        z = torch.cat(row, dim=1)  # (B, L + h*w, width)
         for layer in self.layers:
             z = layer(z, src_key_padding_mask=absent)
         return self.guess(z[:, : token_mask.shape[1]])

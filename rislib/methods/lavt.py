@@ -164,14 +164,15 @@ class LAVT(Method):
     def read(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Reading:
         """BERT's words, and Swin's maps after they have heard them, LN(F_1) to LN(F_4)."""
         states = self.bert(tokens, token_mask)  # (B, L, text_width)
-        words, x, maps = states.transpose(1, 2), features.x, []
+        words, x, maps, tower = states.transpose(1, 2), features.x, [], []
         for i, (fuse, norm) in enumerate(zip(self.fusions, self.norms, strict=True)):
             if i > 0:
                 x = self.swin.stage(i, self.swin.downsample(i - 1, x))  # (B, H / 4 / 2^i, W / 4 / 2^i, C_i)
+            tower.append(x.permute(0, 3, 1, 2))
             fused = fuse(x if self.places is None else self.places[i](x), words, token_mask)
             maps.append(norm(fused).permute(0, 3, 1, 2))
             x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
-        return Reading(states, tuple(maps))
+        return Reading(states, tuple(maps), tower=tuple(tower))
 
     def decode(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """LN(F_1) to LN(F_4) -> logits (B, 1, H, W), with `size` as H and W."""

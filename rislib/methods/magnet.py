@@ -189,11 +189,13 @@ class MagNet(Method):
 
         Y_i is (B, C_i, H / 4 / 2^(i-1), W / 4 / 2^(i-1)).
         """
-        x, words, maps, last = features, self.bert.embed(tokens), [], len(self.cams) - 1
+        x, words, maps, tower = features, self.bert.embed(tokens), [], []
+        last = len(self.cams) - 1
         step = self.bert.depth // len(self.cams)
         for i, cam in enumerate(self.cams):
             if i > 0:
                 x = self.swin.stage(i, self.swin.downsample(i - 1, x))
+            tower.append(x.permute(0, 3, 1, 2))
             words = self.bert.layers(words, token_mask, i * step, (i + 1) * step)
             mixed, fused = cam(x if self.places is None else self.places[i](x), words, token_mask)
             maps.append(mixed.permute(0, 3, 1, 2))
@@ -202,7 +204,7 @@ class MagNet(Method):
                 words = words + self.text_gates[i](read) * read
             if i < last:
                 x = x + self.image_gates[i](fused) * fused
-        return Reading(words, tuple(maps))
+        return Reading(words, tuple(maps), tower=tuple(tower))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"mask_bce": scalar, "dice": scalar}, weighted, each the sum over all guesses of the head.

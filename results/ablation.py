@@ -54,6 +54,8 @@ STUDIES = {
         {
             "lavt": ("lavt", {}),
             "lavt+mg": ("lavt", {"mask_grounding": 0.1}),
+            "lavt+mg clean": ("lavt", {"mask_grounding": 0.1, "grounding": {"segmentation": "clean"}}),
+            "lavt+mg blind": ("lavt", {"mask_grounding": 0.1, "grounding": {"picture": False}}),
             "magnet": ("magnet", NONE),
             "magnet+mg": ("magnet", {**NONE, "mask_grounding": 1.0}),
             "magnet+cam": ("magnet", {"mask_grounding": 0.0, "cal": 0.0}),
@@ -61,14 +63,6 @@ STUDIES = {
             "magnet+all": ("magnet", {}),
             "cris": ("cris", {}),
             "cris+mg": ("cris", {"mask_grounding": 0.1}),
-        },
-    ),
-    "grounding": Study(
-        9600,
-        {
-            "masked": ("lavt", {"mask_grounding": 0.1}),
-            "masked, words alone": ("lavt", {"mask_grounding": 0.1, "grounding": {"picture": False}}),
-            "clean": ("lavt", {"mask_grounding": 0.1, "grounding": {"segmentation": "clean"}}),
         },
     ),
 }

@@ -25,8 +25,10 @@ What is what, where there is a choice. Not the paper's text was at hand, but wha
               "relative_position_bias_table" in its name
     inferred  Dice (loss="dice"): the authors call it better than cross entropy and never released its code
     ours      the gate of stage 4, whose answer nothing reads, is frozen; what stands in PWAM's place with
-              pwam=False; loss="cross_entropy+dice", for trainings of minutes; mask grounding, MagNet's, if
-              asked for
+              pwam=False; loss="cross_entropy+dice", for trainings of minutes; `places`, for a network too
+              small to feel its borders; mask grounding, MagNet's, if asked for. What the mini owes to
+              several heads and to places: 28.4 oIoU after 6,000 samples without them (seed 0), 33.4 with
+              the heads, 35.1 with both
 """
 
 from __future__ import annotations

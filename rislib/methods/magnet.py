@@ -32,9 +32,10 @@ it computes, and that it does not train:
     ours      in the released code every real word reads the same mean over all pixels, as its mask for words
               is 0 at words and -10000 at padding: what a word then reads does not depend on the picture. We
               correct that, and IN over words leaves padding out. `released_text_mask=True` is for published
-              weights: it brings the error back;
+              weights: it brings the error back.
               gates="closed" begins with the second matrix of a gate at zero. In the released code both
-              matrices of the text gates are, so that they never learn; the picture's are small and random
+              matrices of the text gates are, so that they never learn; the picture's are small and random.
+              `fusion_heads` and `places`: the mini needs them, as LAVT's does
     unread    `unread`, gates and T of stage 4, the head's `classify`: published checkpoints hold them, but
               no mask depends on them. They are frozen. `unread.image_norms` is left over from LAVT,
               `unread.text_norms` are of T. `text_projection`, from words to the head's pixels, is CAL's alone
@@ -98,6 +99,7 @@ class MagNet(Method):
         "cam": ({"pyramid": ()}, {}),
         "cal": ({"cal": 0.0}, {}),
         "text_fusion": ({"text_fusion": False}, {}),
+        "places": ({"places": False}, {"places": True}),
     }
 
     def __init__(

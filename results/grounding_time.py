@@ -1,6 +1,6 @@
 """Does a network that was trained with mask grounding answer as fast as one without?
 
-`python results/grounding_time.py` builds both, with random weights, asks them in turns, and writes grounding_time.json.
+`python results/grounding_time.py` builds both, with random weights, asks them in turns and writes it down.
 """
 
 from __future__ import annotations

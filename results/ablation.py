@@ -151,7 +151,15 @@ if __name__ == "__main__":
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--data", default="refmini")
     parser.add_argument("--only", nargs="+", help="These variants.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
     out = Path(__file__).with_name(f"{given.study}_ablation.json")
-    ablate(out, STUDIES[given.study], data=given.data, only=given.only, processes=given.processes)
+    ablate(
+        out,
+        STUDIES[given.study],
+        data=given.data,
+        seeds=given.seeds,
+        only=given.only,
+        processes=given.processes,
+    )

@@ -30,6 +30,7 @@ WORDS = {"colour": COLOURS, "name": CATEGORIES, "place": ("left", "right", "top"
 
 
 NONE = {"pyramid": (), "mask_grounding": 0.0, "cal": 0.0}
+OFTEN = {"ratio": 0.4, "at_least_one": True}  # nearly three times as many words are asked for
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ STUDIES = {
             "lavt": ("lavt", {}),
             "lavt+mg": ("lavt", {"mask_grounding": 0.1}),
             "lavt+mg clean": ("lavt", {"mask_grounding": 0.1, "grounding": {"segmentation": "clean"}}),
-            "lavt+mg blind": ("lavt", {"mask_grounding": 0.1, "grounding": {"picture": False}}),
+            "lavt+mg often": ("lavt", {"mask_grounding": 0.1, "grounding": OFTEN}),
+            "lavt+mg blind": ("lavt", {"mask_grounding": 0.1, "grounding": {**OFTEN, "picture": False}}),
             "magnet": ("magnet", NONE),
             "magnet+mg": ("magnet", {**NONE, "mask_grounding": 1.0}),
             "magnet+cam": ("magnet", {"mask_grounding": 0.0, "cal": 0.0}),

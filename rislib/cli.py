@@ -92,7 +92,7 @@ def data_build(
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Argument(help="cris, lavt or magnet")],
+    method: Annotated[str, typer.Argument(help="cris, lavt, magnet or cm_masksd")],
     out: Annotated[Path, typer.Option(help="The run's folder.")],
     data: Data = "refmini",
     preset: Annotated[str, typer.Option(help="The network's size.")] = "mini",

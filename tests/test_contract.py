@@ -43,6 +43,10 @@ TERMS = {
         # only published checkpoints need them: no mask depends on them
         frozen=("unread.", "image_gates.3.", "text_gates.3.", "text_fusions.3.", "head.classify."),
     ),
+    "cm_masksd": Terms(
+        losses=("segmentation", "dice", "lmvsd", "vmlsd"),
+        frozen=("clip.model.logit_scale",),
+    ),
 }
 
 MINIS = [name for name, preset in BUILDERS if preset == "mini"]

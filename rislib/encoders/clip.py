@@ -7,6 +7,7 @@ any text length, by resizing or cutting the position tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +28,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class ImageFeatures:
     """What a CLIP image tower knows of B pictures. A part that was not asked for is None."""
 
-    stages: tuple[Tensor, ...]  # a ResNet's layer2, layer3, layer4: strides 8, 16, 32 (mini: half); ViT: none
+    stages: tuple[Tensor, ...]  # a ResNet's layer2 to layer4, strides 8, 16, 32 (mini: half); blocks of a ViT
     dense: Tensor | None  # (B, embed_dim, h, w) in the space shared with text; stride 32, or a ViT's patch
     vector: Tensor | None  # (B, embed_dim) in the same space, not normalised
 
@@ -69,6 +70,11 @@ class ClipEncoder(nn.Module):
         layers = (self.model.visual.layer2, self.model.visual.layer3, self.model.visual.layer4)
         return tuple(layer[-1].bn3.num_features for layer in layers)
 
+    @property
+    def patch_width(self) -> int:
+        """ViT only. Width of the patch embeddings, and of `ImageFeatures.stages`."""
+        return self.model.visual.conv1.out_channels
+
     # --- pictures ---------------------------------------------------------------------------
 
     def encode_image(self, image: Tensor, *, dense: bool = True, vector: bool = True) -> ImageFeatures:
@@ -99,10 +105,13 @@ class ClipEncoder(nn.Module):
         _check_size(image, stride=conv.stride[0])
         return conv(image).flatten(2).transpose(1, 2)
 
-    def encode_patches(self, patches: Tensor, image_size: tuple[int, int]) -> ImageFeatures:
+    def encode_patches(
+        self, patches: Tensor, image_size: tuple[int, int], blocks: Sequence[int] = ()
+    ) -> ImageFeatures:
         """ViT only. The rest of the image tower, from patch embeddings (B, h*w, width).
 
-        Apart from `embed_patches`, so that a caller can replace some patches in between.
+        Apart from `embed_patches`, so that a caller can replace some patches in between. `stages` are maps
+        (B, width, h, w) after these `blocks`, counted from 1.
         """
         visual = self.model.visual
         h, w = (side // patch for side, patch in zip(image_size, visual.patch_size, strict=True))
@@ -110,8 +119,14 @@ class ClipEncoder(nn.Module):
         table = torch.cat([table[:1], resize_positions(table[1:], (h, w))])  # (1 + h*w, width)
         start = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         x = torch.cat([start, patches], dim=1) + table.to(patches.dtype)  # (B, 1 + h*w, width)
-        x = visual.ln_post(visual.transformer(visual.ln_pre(x))) @ visual.proj  # (B, 1 + h*w, embed_dim)
-        return ImageFeatures(stages=(), dense=x[:, 1:].transpose(1, 2).unflatten(2, (h, w)), vector=x[:, 0])
+        x, after = visual.transformer.forward_intermediates(visual.ln_pre(x))
+        x = visual.ln_post(x) @ visual.proj  # (B, 1 + h*w, embed_dim)
+
+        def without_class(x: Tensor) -> Tensor:
+            return x[:, 1:].transpose(1, 2).unflatten(2, (h, w))
+
+        stages = tuple(without_class(after[number - 1]) for number in blocks)  # (B, width, h, w)
+        return ImageFeatures(stages, dense=without_class(x), vector=x[:, 0])
 
     # --- sentences --------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rislib.methods.cm_masksd import CMMaskSD, cm_masksd_b16, cm_masksd_mini
 from rislib.methods.cris import CRIS, cris_mini, cris_r50, cris_r101
 from rislib.methods.lavt import LAVT, lavt, lavt_mini
 from rislib.methods.magnet import MagNet, magnet, magnet_mini
@@ -18,9 +19,11 @@ BUILDERS = {
     ("lavt", "base"): lavt,
     ("magnet", "mini"): magnet_mini,
     ("magnet", "base"): magnet,
+    ("cm_masksd", "mini"): cm_masksd_mini,
+    ("cm_masksd", "b16"): cm_masksd_b16,
 }
 
-CLASSES = {"cris": CRIS, "lavt": LAVT, "magnet": MagNet}
+CLASSES = {"cris": CRIS, "lavt": LAVT, "magnet": MagNet, "cm_masksd": CMMaskSD}
 
 
 def build(method: str, preset: str, **options) -> Method:
@@ -57,8 +60,11 @@ __all__ = [
     "CLASSES",
     "CRIS",
     "LAVT",
+    "CMMaskSD",
     "MagNet",
     "build",
+    "cm_masksd_b16",
+    "cm_masksd_mini",
     "cris_mini",
     "cris_r50",
     "cris_r101",

@@ -62,9 +62,9 @@ class Reading:
     """What a method knows when it has read picture and sentence, and has not yet made a mask."""
 
     words: Tensor  # (B, L, C_t), a state per token
-    maps: tuple[Tensor, ...]  # (B, C_i, h_i, w_i), finest first
+    tower: tuple[Tensor, ...]  # (B, C_i, h_i, w_i), finest first: the picture before words join in at stage i
+    maps: tuple[Tensor, ...] = ()  # the same, after words have joined in, where they do
     sentence: Tensor | None = None  # (B, C_s), where one vector says it all
-    tower: tuple[Tensor, ...] = ()  # (B, C_i, h_i, w_i), the picture's tower before words join in at stage i
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Method(nn.Module, ABC):
     def features(self, batch: Batch) -> Any:
         """What `encode_image` says of each sample's picture. Samples that share a picture share the work."""
         features = self.encode_image(batch.image)
-        return features if batch.picture is None else rows(features, batch.picture)
+        return features if batch.picture is None else _rows(features, batch.picture)
 
     def strip(self) -> Self:
         """Remove, in place, the modules that only training needs; no mask changes."""
@@ -175,10 +175,10 @@ def named_size(builder: Callable[..., Method]) -> Callable[..., Method]:
     return build
 
 
-def rows(features: Any, index: Tensor) -> Any:
+def _rows(features: Any, index: Tensor) -> Any:
     """These rows of a tensor, or of every tensor in a dataclass."""
     if isinstance(features, Tensor):
         return features.index_select(0, index)
     if not is_dataclass(features):
         return features
-    return replace(features, **{f.name: rows(getattr(features, f.name), index) for f in fields(features)})
+    return replace(features, **{f.name: _rows(getattr(features, f.name), index) for f in fields(features)})

@@ -178,7 +178,7 @@ def test_where_nothing_is_asked_loss_and_gradients_are_exactly_zero(head):
     loss = grounding.loss(reading, torch.full_like(answers, IGNORED), token_mask, mask)
     loss.backward()
     assert loss.item() == 0
-    for tensor in (*grounding.parameters(), reading.words, *reading.maps):
+    for tensor in (*grounding.parameters(), reading.words, *reading.tower):
         assert tensor.grad.isfinite().all() and not tensor.grad.any()
 
 
@@ -192,7 +192,7 @@ def test_padding_is_not_looked_at_and_picture_and_place_are(head):
         padded = grounding(replace(reading, words=words), token_mask, mask)
         torch.testing.assert_close(padded[1, :3], logits[1, :3])
         elsewhere = grounding(reading, token_mask, mask.flip(2))
-        mirrored = grounding(replace(reading, maps=(reading.maps[0].flip(3),)), token_mask, mask)
+        mirrored = grounding(replace(reading, tower=(reading.tower[0].flip(3),)), token_mask, mask)
     assert (elsewhere[0] - logits[0]).abs().max() > 1e-3
     assert (mirrored - logits)[token_mask].abs().amax(dim=1).min() > 1e-3  # the cells, and where they are
 

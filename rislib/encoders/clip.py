@@ -111,7 +111,7 @@ class ClipEncoder(nn.Module):
         """ViT only. The rest of the image tower, from patch embeddings (B, h*w, width).
 
         Apart from `embed_patches`, so that a caller can replace some patches in between. `stages` are maps
-        (B, width, h, w) after these `blocks`, counted from 1.
+        (B, width, h, w) after these `blocks`, counted from 1, ascending.
         """
         visual = self.model.visual
         h, w = (side // patch for side, patch in zip(image_size, visual.patch_size, strict=True))
@@ -119,13 +119,15 @@ class ClipEncoder(nn.Module):
         table = torch.cat([table[:1], resize_positions(table[1:], (h, w))])  # (1 + h*w, width)
         start = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         x = torch.cat([start, patches], dim=1) + table.to(patches.dtype)  # (B, 1 + h*w, width)
-        x, after = visual.transformer.forward_intermediates(visual.ln_pre(x))
+        # of an empty list open_clip makes all blocks; 1 is the last alone, which nobody reads
+        wanted = [number - 1 for number in blocks] or 1
+        x, after = visual.transformer.forward_intermediates(visual.ln_pre(x), indices=wanted)
         x = visual.ln_post(x) @ visual.proj  # (B, 1 + h*w, embed_dim)
 
         def without_class(x: Tensor) -> Tensor:
             return x[:, 1:].transpose(1, 2).unflatten(2, (h, w))
 
-        stages = tuple(without_class(after[number - 1]) for number in blocks)  # (B, width, h, w)
+        stages = tuple(without_class(y) for y, _ in zip(after, blocks, strict=False))  # (B, width, h, w)
         return ImageFeatures(stages, dense=without_class(x), vector=x[:, 0])
 
     # --- sentences --------------------------------------------------------------------------

@@ -208,7 +208,7 @@ class CMMaskSD(Method):
     def read(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Reading:
         """What CLIP says of the sentence, W and w; its map of the picture, V, has not heard it."""
         text = self.clip.encode_text(tokens)
-        return Reading(text.words, (features.dense,), text.sentence)
+        return Reading(text.words, (features.dense,), sentence=text.sentence)
 
     # --- training -----------------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ class CRIS(Method):
     def read(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Reading:
         """What CLIP says of the sentence; the maps have not heard it."""
         text = self.clip.encode_text(tokens)
-        return Reading(text.words, (features.p3, features.p4, features.p5), text.sentence)
+        return Reading(text.words, (features.p3, features.p4, features.p5), sentence=text.sentence)
 
     def decode(self, features: PictureFeatures, reading: Reading, token_mask: Tensor) -> Tensor:
         """The rest of `segment`.

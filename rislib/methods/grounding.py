@@ -50,7 +50,7 @@ from torch.nn import functional as F
 from rislib.encoders.bert import WordPieceTokenizer
 from rislib.encoders.tokenizers import PAD, ClipTokenizer, hide_words
 from rislib.methods.layers import coordinate_maps
-from rislib.nouns import Batch, Method, Reading, rows
+from rislib.nouns import Batch, Method, Reading
 
 IGNORED = -100  # instead of an answer, where nothing is asked
 
@@ -65,7 +65,6 @@ class MaskGrounding(nn.Module):
         widths: channels of the picture's maps.
         weight: of the loss.
         segmentation: "masked" or "clean" (see above).
-        every: ask this loss of every n-th sentence of the batch only; more than 1 needs "clean".
         ratio, masked, random: p, q and n above; 1 - q - n of the chosen words stay, and are asked for.
         at_least_one: choose one word where chance chose none.
         stage: which of the maps is P; -2 is Swin's third, at stride 16.
@@ -74,8 +73,7 @@ class MaskGrounding(nn.Module):
         picture: False leaves out P and C.
 
     Raises:
-        ValueError: `segmentation` is unknown or does not fit `every`, or `masked` and `random` are more than
-            all.
+        ValueError: `segmentation` is unknown, or `masked` and `random` are more than all.
     """
 
     def __init__(
@@ -86,7 +84,6 @@ class MaskGrounding(nn.Module):
         *,
         weight: float = 1.0,
         segmentation: Literal["masked", "clean"] = "masked",
-        every: int = 1,
         ratio: float = 0.15,
         masked: float = 0.9,
         random: float = 0.0,
@@ -100,15 +97,11 @@ class MaskGrounding(nn.Module):
         super().__init__()
         if segmentation not in ("masked", "clean"):
             raise ValueError(f"segmentation reads the 'masked' or the 'clean' sentence, not {segmentation!r}")
-        if every > 1 and segmentation == "masked":
-            raise ValueError(
-                f"a mask from sentences with holes, of which every {every}. has one: say 'clean'"
-            )
         if masked + random > 1:
             raise ValueError(f"{masked} of the chosen words masked and {random} replaced are more than all")
         vocab_size, text_width = words.shape
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
-        self.weight, self.segmentation, self.every = weight, segmentation, every
+        self.weight, self.segmentation = weight, segmentation
         self.ratio, self.masked, self.random, self.at_least_one = ratio, masked, random, at_least_one
         self.stage, self.pooled, self.picture = stage, pooled, picture
         if picture:
@@ -143,7 +136,7 @@ class MaskGrounding(nn.Module):
         """A reading of sentences with holes, token_mask (B, L), mask (B, 1, H, W) -> logits (B, L, words)."""
         row, absent = [reading.words], ~token_mask.bool()
         if self.picture:
-            x = (reading.tower or reading.maps)[self.stage]
+            x = reading.tower[self.stage]
             cells = self.project(x.flatten(2).transpose(1, 2))  # (B, h*w, width)
             where = self.place(centre(mask))[:, None]  # (B, 1, width)
             if self.pooled:
@@ -177,12 +170,9 @@ def read_and_ground(network: Method, features: Any, batch: Batch) -> tuple[Readi
     grounding: MaskGrounding | None = network.grounding
     if grounding is None:
         return network.read(features, batch.tokens, batch.token_mask), {}
-    asked = torch.arange(0, len(batch.tokens), grounding.every, device=batch.tokens.device)
-    seen = features if grounding.every == 1 else rows(features, asked)
-    token_mask = batch.token_mask[asked]
-    hidden, answers = grounding.hide(batch.tokens[asked], token_mask)
-    reading = network.read(seen, hidden, token_mask)
-    loss = grounding.loss(reading, answers, token_mask, batch.mask[asked])
+    hidden, answers = grounding.hide(batch.tokens, batch.token_mask)
+    reading = network.read(features, hidden, batch.token_mask)
+    loss = grounding.loss(reading, answers, batch.token_mask, batch.mask)
     if grounding.segmentation == "clean":
         reading = network.read(features, batch.tokens, batch.token_mask)
     return reading, {"mask_grounding": loss}

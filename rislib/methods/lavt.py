@@ -174,7 +174,7 @@ class LAVT(Method):
             fused = fuse(x if self.places is None else self.places[i](x), words, token_mask)
             maps.append(norm(fused).permute(0, 3, 1, 2))
             x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
-        return Reading(states, tuple(maps), tower=tuple(tower))
+        return Reading(states, tuple(tower), tuple(maps))
 
     def decode(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """LN(F_1) to LN(F_4) -> logits (B, 1, H, W), with `size` as H and W."""

@@ -206,7 +206,7 @@ class MagNet(Method):
                 words = words + self.text_gates[i](read) * read
             if i < last:
                 x = x + self.image_gates[i](fused) * fused
-        return Reading(words, tuple(maps), tower=tuple(tower))
+        return Reading(words, tuple(tower), tuple(maps))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"mask_bce": scalar, "dice": scalar}, weighted, each the sum over all guesses of the head.

@@ -130,7 +130,7 @@ def test_vectors_are_those_of_open_clip(encoder):
 
 def test_vit_patches_are_the_projected_last_block():
     torch.manual_seed(0)
-    encoder, image = towers.clip_vit_mini(50).eval(), torch.randn(1, 3, 128, 128)
+    encoder, image = towers.clip_vit_mini(50).eval(), torch.randn(1, 3, 96, 96)
     visual = encoder.model.visual
     with torch.no_grad():
         last = visual.forward_intermediates(image, output_fmt="NLC")["image_intermediates"][-1]

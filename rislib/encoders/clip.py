@@ -257,12 +257,12 @@ def clip_rn_mini(vocab_size: int, pretrained: bool = False) -> ClipEncoder:
 
 
 def clip_vit_mini(vocab_size: int, pretrained: bool = False) -> ClipEncoder:
-    """A ViT CLIP for 128 px pictures (patches of 16) and up to 32 tokens: random, or the shipped weights.
+    """A ViT CLIP for 96 px pictures (12 x 12 patches) and up to 32 tokens: random, or the shipped weights.
 
     Raises:
         FileNotFoundError: the shipped weights are asked for, but not here; says what to do.
     """
-    vision = {"layers": 6, "width": 192, "patch_size": 16, "image_size": 128, "head_width": 64}
+    vision = {"layers": 6, "width": 128, "patch_size": 8, "image_size": 96, "head_width": 32}
     encoder = _mini(vision, vocab_size)
     nn.init.normal_(encoder.model.visual.positional_embedding, std=0.3)  # places are heard as soon as colours
     if pretrained:

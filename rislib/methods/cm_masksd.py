@@ -200,7 +200,7 @@ class CMMaskSD(Method):
         return PictureFeatures(patches, seen.dense, seen.vector, levels)
 
     def segment(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """PictureFeatures and tokens (B, L) -> logits (B, 1, 4h, 4w); the mini's (B, 1, 8h, 8w)."""
+        """PictureFeatures and tokens (B, L) -> logits (B, 1, 4h, 4w)."""
         reading = self.read(features, tokens, token_mask)
         x = self.neck(features, reading.sentence)  # (B, C, h, w)
         return self.head(self.decoder(x, reading.words, token_mask))
@@ -404,7 +404,7 @@ def cm_masksd_b16(
 
 @named_size
 def cm_masksd_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, **options) -> CMMaskSD:
-    """CM-MaskSD for RefMini on two CPU cores: pictures of any size seen at 128 px, at most 32 words.
+    """CM-MaskSD for RefMini on two CPU cores: pictures of any size seen at 96 px, at most 32 words.
 
     Args:
         pretrained: start from the towers that travel with the project.
@@ -417,13 +417,13 @@ def cm_masksd_mini(pretrained: bool = True, *, vocabulary: str | Path | None = N
     tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
     clip = towers.clip_vit_mini(tokenizer.vocab_size, pretrained)
     mini = {
-        "size": 128,
+        "size": 96,
         "blocks": (2, 4),
         "decoder_layers": 2,
         "decoder_heads": 4,
         "decoder_ffn": 384,
         "dropout": 0.0,
-        "head_widths": (96, 48, 24),  # from 8 x 8 patches to logits at stride 2
+        "head_widths": (96, 48),  # from 12 x 12 patches to logits at stride 2
         "head_kernel": 3,
         "dice": 0.25,
         "mask_resize": "area",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,9 +43,11 @@ def _tokenizer() -> ClipTokenizer:
     return ClipTokenizer(32, shipped_file("vocab/refmini.txt"), trim=True)
 
 
-def _clip(builder: Callable, size: int) -> Contrastive:
+def _clip(builder: Callable, **recipe) -> Contrastive:
     tokenizer = _tokenizer()
-    return Contrastive(builder(tokenizer.vocab_size), tokenizer, size)
+    learner = Contrastive(builder(tokenizer.vocab_size), tokenizer, size=96)
+    learner.recipe = replace(learner.recipe, **recipe)
+    return learner
 
 
 def _bert() -> MaskedWords:
@@ -54,8 +57,8 @@ def _bert() -> MaskedWords:
 
 
 BUILDERS: dict[str, Callable[[], Learner]] = {
-    "clip-rn": lambda: _clip(clip_rn_mini, 96),
-    "clip-vit": lambda: _clip(clip_vit_mini, 128),
+    "clip-rn": lambda: _clip(clip_rn_mini),
+    "clip-vit": lambda: _clip(clip_vit_mini, learning_rate=1e-3),
     "swin": lambda: Presence(swin_mini()),
     "bert": _bert,
 }
@@ -70,12 +73,16 @@ def pretrain(
     scenes: int = 32_000,
     test_scenes: int = 1_920,
     start: Path | str | None = None,
+    text: Path | str | None = None,
+    compile: bool = False,
     resume: bool = False,
 ) -> dict:
     """Pretrain an encoder of `BUILDERS`; writes out/NAME.safetensors (half precision) and out/NAME.json.
 
     The training itself is kept in runs/pretrain-NAME, from where `resume` goes on. `start` takes the weights
-    of an earlier pretraining, whose record then stands in the new one.
+    of an earlier pretraining, whose record then stands in the new one. `text` takes a CLIP's text tower from
+    the weights of another one, and locks it. `compile` compiles the blocks of a ViT: worth its minute from
+    some ten minutes on, if there is a C++ compiler.
 
     Returns what was measured on `test_scenes` scenes never trained on. The JSON holds that, too, and recipe,
     seed, machine and learning curve.
@@ -85,6 +92,11 @@ def pretrain(
     learner = BUILDERS[name]()
     if start is not None:
         load_weights(learner.encoder, start)
+    if text is not None:
+        learner.lock_text(text)
+    if compile:
+        for block in learner.encoder.model.visual.transformer.resblocks:
+            block.compile()
     samples = Scenes(learner.draw, f"train/{seed}", scenes)
     held_out = Scenes(learner.draw, f"test/{seed}", test_scenes)
 
@@ -104,6 +116,7 @@ def pretrain(
     measured = learner.measure(held_out)
     record = {
         "name": name,
+        "text_tower": text and Path(text).stem,
         "start": start and json.loads(Path(start).with_suffix(".json").read_text()),
         "parameters": sum(p.numel() for p in learner.encoder.parameters()),
         "recipe": {**vars(learner.recipe), "minutes": minutes, "scenes": scenes, "seed": seed},

@@ -7,10 +7,12 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from open_clip.modified_resnet import ModifiedResNet
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,6 +46,22 @@ class Contrastive(Learner):
         self.tokenizer = tokenizer
         self.preprocessing = Preprocessing(size, "letterbox", MEAN, STD)
         self.draw = partial(captioned, bundles=6, captions=2, size=size)
+
+    def lock_text(self, weights: Path | str) -> None:
+        """Take the text tower out of another CLIP's weights; from now on only the image tower learns.
+
+        Half of the work is done then, and captions cost no backward pass (LiT, Zhai et al., 2022, arXiv
+        2111.07991, where it is the image tower that is locked).
+
+        Raises:
+            KeyError: the file lacks a part of the text tower.
+        """
+        given = load_file(weights)
+        for name, tensor in self.encoder.state_dict().items():
+            if not name.startswith("model.visual."):
+                tensor.copy_(given[name])
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(name.startswith("model.visual.") or name == "model.logit_scale")
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B bundles of K captions -> tokens (2 * B * K, L): first all captions, then all lies."""

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from rislib.data import make_batch
@@ -138,3 +139,26 @@ def test_pretrain_leaves_weights_that_can_be_gone_on_from(tmp_path, monkeypatch,
     )
     again = json.loads((tmp_path / "more" / "clip-rn.json").read_text())
     assert again["start"] == on_disk
+
+
+def test_beside_a_locked_text_tower_only_the_image_tower_learns(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.chdir(tmp_path)
+    other = clip_rn_mini(tokenizer.vocab_size)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    options = {"minutes": 0.05, "out": "weights", "scenes": 200, "test_scenes": 192}
+    pretrain("clip-vit", text=tmp_path / "other.safetensors", **options)
+    encoder = clip_vit_mini(tokenizer.vocab_size)
+    load_weights(encoder, tmp_path / "weights" / "clip-vit.safetensors")
+    tokens, _ = tokenizer(["a dog", "the red cat on the left"])
+    with torch.no_grad():
+        told, told_by_other = encoder.encode_text(tokens), other.encode_text(tokens)
+    torch.testing.assert_close(told.words, told_by_other.words, rtol=1e-2, atol=1e-2)  # of half precision
+    direction = F.cosine_similarity(told.sentence, told_by_other.sentence)  # `finish` sets the length
+    torch.testing.assert_close(direction, torch.ones(2), rtol=0, atol=1e-3)
+    assert json.loads((tmp_path / "weights" / "clip-vit.json").read_text())["text_tower"] == "other"
+
+
+def test_a_file_without_a_text_tower_cannot_be_locked(tmp_path, tokenizer):
+    save_file({"model.visual.proj": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(KeyError, match="positional_embedding"):
+        Contrastive(clip_vit_mini(tokenizer.vocab_size), tokenizer, 96).lock_text(tmp_path / "w.safetensors")

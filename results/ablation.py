@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,42 +29,65 @@ from rislib.training import fit, mini_recipe, provenance
 WORDS = {"colour": COLOURS, "name": CATEGORIES, "place": ("left", "right", "top", "bottom")}
 
 
+class Variant(NamedTuple):
+    method: str
+    options: dict[str, Any]  # of its builder
+    share: float = 1.0  # of the training pictures, the first ones
+
+
 NONE = {"pyramid": (), "mask_grounding": 0.0, "cal": 0.0}
+PLAIN = {"lmvsd": 0.0, "vmlsd": 0.0}
 OFTEN = {"ratio": 0.4, "at_least_one": True}  # nearly three times as many words are asked for
 
 
 @dataclass(frozen=True)
 class Study:
     samples: int  # that every run learns from
-    variants: dict[str, tuple[str, dict[str, Any]]]  # name -> method, options of its builder
+    variants: dict[str, Variant]
 
 
 STUDIES = {
     "cris": Study(
         6000,
         {
-            "full": ("cris", {}),
-            "inner_product": ("cris", {"kernel": "inner_product"}),  # as the paper writes it
-            "no_decoder": ("cris", {"decoder_layers": 0}),
-            "not_contrastive": ("cris", {"contrastive": False}),
-            "from_scratch": ("cris", {"pretrained": False}),
+            "full": Variant("cris", {}),
+            "inner_product": Variant("cris", {"kernel": "inner_product"}),  # as the paper writes it
+            "no_decoder": Variant("cris", {"decoder_layers": 0}),
+            "not_contrastive": Variant("cris", {"contrastive": False}),
+            "from_scratch": Variant("cris", {"pretrained": False}),
         },
     ),
     "magnet": Study(
         9600,  # about five minutes of MagNet on two cores
         {
-            "lavt": ("lavt", {}),
-            "lavt+mg": ("lavt", {"mask_grounding": 0.1}),
-            "lavt+mg clean": ("lavt", {"mask_grounding": 0.1, "grounding": {"segmentation": "clean"}}),
-            "lavt+mg often": ("lavt", {"mask_grounding": 0.1, "grounding": OFTEN}),
-            "lavt+mg blind": ("lavt", {"mask_grounding": 0.1, "grounding": {**OFTEN, "picture": False}}),
-            "magnet": ("magnet", NONE),
-            "magnet+mg": ("magnet", {**NONE, "mask_grounding": 1.0}),
-            "magnet+cam": ("magnet", {"mask_grounding": 0.0, "cal": 0.0}),
-            "magnet+cal": ("magnet", {**NONE, "cal": 0.5}),
-            "magnet+all": ("magnet", {}),
-            "cris": ("cris", {}),
-            "cris+mg": ("cris", {"mask_grounding": 0.1}),
+            "lavt": Variant("lavt", {}),
+            "lavt+mg": Variant("lavt", {"mask_grounding": 0.1}),
+            "lavt+mg clean": Variant("lavt", {"mask_grounding": 0.1, "grounding": {"segmentation": "clean"}}),
+            "lavt+mg often": Variant("lavt", {"mask_grounding": 0.1, "grounding": OFTEN}),
+            "lavt+mg blind": Variant(
+                "lavt", {"mask_grounding": 0.1, "grounding": {**OFTEN, "picture": False}}
+            ),
+            "magnet": Variant("magnet", NONE),
+            "magnet+mg": Variant("magnet", {**NONE, "mask_grounding": 1.0}),
+            "magnet+cam": Variant("magnet", {"mask_grounding": 0.0, "cal": 0.0}),
+            "magnet+cal": Variant("magnet", {**NONE, "cal": 0.5}),
+            "magnet+all": Variant("magnet", {}),
+            "cris": Variant("cris", {}),
+            "cris+mg": Variant("cris", {"mask_grounding": 0.1}),
+        },
+    ),
+    "cm_masksd": Study(
+        9600,
+        {
+            "plain": Variant("cm_masksd", PLAIN),
+            "lmvsd": Variant("cm_masksd", {"vmlsd": 0.0}),
+            "vmlsd": Variant("cm_masksd", {"lmvsd": 0.0}),
+            "both": Variant("cm_masksd", {}),
+            "both random": Variant("cm_masksd", {"guided": False}),
+            "both V2": Variant("cm_masksd", {"wiring": "V2"}),
+            "both flowing": Variant("cm_masksd", {"stop_gradient": False}),
+            "plain 10 %": Variant("cm_masksd", PLAIN, 0.1),
+            "both 10 %": Variant("cm_masksd", {}, 0.1),
         },
     ),
 }
@@ -101,7 +124,7 @@ def ablate(
         (max(1, torch.get_num_threads() // processes),),
     ) as pool:
         runs = {
-            pool.submit(train_and_measure, *study.variants[variant], data, study.samples, seed): variant
+            pool.submit(train_and_measure, study.variants[variant], data, study.samples, seed): variant
             for variant, seed in todo
         }
         for run in as_completed(runs):
@@ -116,15 +139,16 @@ def ablate(
             )
 
 
-def train_and_measure(method: str, options: dict[str, Any], data: str, samples: int, seed: int) -> dict:
+def train_and_measure(variant: Variant, data: str, samples: int, seed: int) -> dict:
     """One run, and what it says on val; with mask grounding, also the words it guesses in a third of that."""
     torch.manual_seed(seed)
-    network, val = build(method, "mini", **options), open_split(data, "val")
+    network = build(variant.method, "mini", **variant.options)
+    train, val = open_split(data, "train"), open_split(data, "val")
     with tempfile.TemporaryDirectory() as folder:
         trained = fit(
             network,
-            open_split(data, "train"),
-            mini_recipe(method),
+            train[: round(variant.share * len(train))],
+            mini_recipe(variant.method),
             out=folder,
             seed=seed,
             samples_budget=samples,
@@ -132,9 +156,8 @@ def train_and_measure(method: str, options: dict[str, Any], data: str, samples: 
             progress=False,
         )
     run = {
-        "method": method,
-        "options": options,
-        "recipe": asdict(mini_recipe(method)),
+        **variant._asdict(),
+        "recipe": asdict(mini_recipe(variant.method)),
         "seed": seed,
         "parameters": sum(p.numel() for p in network.parameters()),
         "samples_seen": trained.samples,

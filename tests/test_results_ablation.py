@@ -30,8 +30,11 @@ def script():
 
 def test_it_writes_every_run_and_goes_on_where_it_stopped(script: ModuleType, world: Path, tmp_path: Path):
     out = tmp_path / "ablation.json"
-    full = {"full": ("cris", {})}
-    both = {**full, "no_decoder": ("cris", {"decoder_layers": 0, "mask_grounding": 0.1})}
+    full = {"full": script.Variant("cris", {})}
+    both = {
+        **full,
+        "no_decoder": script.Variant("cris", {"decoder_layers": 0, "mask_grounding": 0.1}, share=0.5),
+    }
     script.ablate(out, script.Study(24, both), data=str(world), seeds=(0,), processes=2)
     first = {run["variant"]: run for run in json.loads(out.read_text())["runs"]}
     assert first.keys() == both.keys()
@@ -57,5 +60,6 @@ def test_it_refuses_to_mix_budgets(script: ModuleType, tmp_path: Path):
 
 def test_every_variant_can_be_built(script: ModuleType, vocabulary: Path):
     for study in script.STUDIES.values():
-        for method, options in study.variants.values():
-            build(method, "mini", **{**options, "pretrained": False}, vocabulary=vocabulary)
+        for variant in study.variants.values():
+            options = {**variant.options, "pretrained": False}
+            build(variant.method, "mini", **options, vocabulary=vocabulary)

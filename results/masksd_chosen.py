@@ -2,8 +2,8 @@
 
 `python results/masksd_chosen.py` trains it (both branches, seed 0) and asks before, during and after: of what
 is to be segmented in the first 1,200 samples of val, how much lies under the K patches that are most like the
-sentence? Patches by lot would cover "chance". And which words does the picture choose? "words" holds, by kind,
-the K that it may mask; "all_words" what there is to choose from. All in percent.
+sentence? Patches by lot would cover "chance". And which words does the picture choose? "words" holds, by
+kind, the K that it may mask; "all_words" what there is to choose from. All in percent.
 """
 
 from __future__ import annotations

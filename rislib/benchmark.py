@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from rislib.methods import BUILDERS
+from rislib.methods import BUILDERS, build, part_options
 from rislib.nouns import Batch, Method
 from rislib.training import Recipe, machine
 from rislib.training.step import Losses, losses_of, make_accelerator, make_optimiser, optimise
 
-METHODS = {builder.__name__: builder for builder in BUILDERS.values()}
+METHODS = {builder.__name__: key for key, builder in BUILDERS.items()}
 MODES = ("forward", "train")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 REST = "the rest"  # of `Benchmark.by_module`
@@ -43,6 +43,7 @@ class Benchmark:
     """What `benchmark` measured."""
 
     method: str
+    without: tuple[str, ...]  # these of its parts
     mode: str
     batch: int
     precision: str
@@ -90,7 +91,8 @@ class Benchmark:
 
     def table(self) -> str:
         """The same for a terminal."""
-        options = ["compiled"] * self.compile + ["channels last"] * self.channels_last
+        options = [f"without {part}" for part in self.without]
+        options += ["compiled"] * self.compile + ["channels last"] * self.channels_last
         what = ", ".join([self.method, self.mode, f"batch {self.batch}", self.precision, *options])
         lines = [
             what,
@@ -114,6 +116,7 @@ class Benchmark:
 def benchmark(
     name: str,
     *,
+    without: Iterable[str] = (),
     mode: Literal["forward", "train"] = "forward",
     batch: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -128,6 +131,7 @@ def benchmark(
 
     Args:
         name: of a builder in `rislib.methods`, such as cris_r50.
+        without: parts of the method to leave out, as in `rislib.methods.part_options`.
         mode: "forward", in eval mode without gradients; or "train", a step of `fit`: losses, backward pass,
             norm of the gradients, AdamW.
         precision: bf16 by autocast.
@@ -137,8 +141,8 @@ def benchmark(
         steps, warmup: how many are timed, after how many that are not.
 
     Raises:
-        ValueError: unknown name, mode or precision, less than one of batch and steps, or training CRIS on
-            batches of one.
+        ValueError: unknown name, part, mode or precision, less than one of batch and steps, or training CRIS
+            on batches of one.
     """
     for choice, choices in ((name, METHODS), (mode, MODES), (precision, PRECISIONS)):
         if choice not in choices:
@@ -149,7 +153,9 @@ def benchmark(
     accelerator = make_accelerator(precision)
     device = accelerator.device
     torch.manual_seed(0)
-    method = METHODS[name](pretrained=False)
+    family, size = METHODS[name]
+    without = tuple(without)
+    method = build(family, size, pretrained=False, **part_options(family, without=without))
     method.to(device, memory_format=torch.channels_last if channels_last else torch.preserve_format)
     if training:
         # A rate at which random weights stay finite: numbers that are not may be slower.
@@ -177,6 +183,7 @@ def benchmark(
 
     return Benchmark(
         method=name,
+        without=without,
         mode=mode,
         batch=batch,
         precision=precision,

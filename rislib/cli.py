@@ -198,8 +198,9 @@ def pretrain(
 @app.command()
 def bench(
     method: Annotated[
-        str, typer.Option(help="cris_r50, cris_r101, lavt, magnet, cris_mini, lavt_mini or magnet_mini.")
+        str, typer.Option(help="cris_r50, cris_r101, lavt, magnet, cm_masksd_b16, or cris_mini and so on.")
     ],
+    without: Annotated[str, typer.Option(help="Parts to leave out, with commas: lmvsd,vmlsd.")] = "",
     mode: Annotated[str, typer.Option(help="forward or train.")] = "forward",
     batch: Annotated[int, typer.Option(help="Samples in a step.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
@@ -218,6 +219,7 @@ def bench(
         torch.set_num_threads(threads)
     measured = benchmark(
         method,
+        without=_names(without),
         mode=mode,
         batch=batch,
         precision=precision,

@@ -248,6 +248,7 @@ def test_json_and_table_say_what_was_measured(measured: Benchmark):
     ("wrong", "message"),
     [
         ({"name": "cris_r18"}, "'cris_r18' is none of cris_mini, cris_r50, .*magnet_mini"),
+        ({"without": ("neck",)}, "no part .neck."),
         ({"mode": "backward"}, "'backward' is none of forward, train"),
         ({"precision": "fp8"}, "'fp8' is none of fp32, bf16"),
         ({"batch": 0}, "one sample"),
@@ -262,3 +263,12 @@ def test_what_cannot_be_measured_is_refused(wrong: dict, message: str):
 
 def test_every_builder_has_its_own_name():
     assert len(rislib.benchmark.METHODS) == len(BUILDERS)
+
+
+def test_a_method_can_be_measured_without_some_of_its_parts():
+    whole, part = (
+        benchmark("cm_masksd_mini", mode="train", batch=2, steps=1, warmup=0, without=without)
+        for without in ((), ("lmvsd", "vmlsd"))
+    )
+    assert 1.5 * part.tflop < whole.tflop and part.without == ("lmvsd", "vmlsd")
+    assert part.table().startswith("cm_masksd_mini, train, batch 2, fp32, without lmvsd, without vmlsd")

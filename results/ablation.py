@@ -76,8 +76,8 @@ STUDIES = {
             "cris+mg": Variant("cris", {"mask_grounding": 0.1}),
         },
     ),
-    "cm_masksd": Study(
-        9600,
+    "masksd": Study(
+        6000,
         {
             "plain": Variant("cm_masksd", PLAIN),
             "lmvsd": Variant("cm_masksd", {"vmlsd": 0.0}),
@@ -88,6 +88,16 @@ STUDIES = {
             "both flowing": Variant("cm_masksd", {"stop_gradient": False}),
             "plain 10 %": Variant("cm_masksd", PLAIN, 0.1),
             "both 10 %": Variant("cm_masksd", {}, 0.1),
+        },
+    ),
+    "masksd_grid": Study(
+        3000,
+        {
+            f"K {k} % alpha {alpha} %": Variant(
+                "cm_masksd", {"top_patches": k / 100, "masked_patches": alpha / 100}
+            )
+            for k in (10, 25, 50, 100)
+            for alpha in (25, 50, 75, 100)
         },
     ),
 }

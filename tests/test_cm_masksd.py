@@ -125,7 +125,7 @@ def test_masked_tokens_and_no_others_are_replaced() -> None:
 def test_sentence_and_picture_choose_by_their_cosines(make) -> None:
     """All of K masked, the choice equals a naive loop."""
     model = randomise(make(masked_patches=1.0, masked_words=1.0))
-    batch = mini_batch(model, size=128)
+    batch = mini_batch(model, size=64)
     masked = masked_in(model, batch)
     with torch.no_grad():
         picture = model.encode_image(batch.image)
@@ -148,7 +148,7 @@ def test_start_end_padding_and_only_words_are_never_masked(make) -> None:
     model = make(top_words=1.0, masked_words=1.0)
     sentences = ["", "cup", "the red cup", "the red cup " * 20]
     tokens, token_mask = model.tokenize(sentences)
-    batch = replace(mini_batch(model, size=64), tokens=tokens, token_mask=token_mask)
+    batch = replace(mini_batch(model, size=32), tokens=tokens, token_mask=token_mask)
     masked = masked_in(model, batch)["vmlsd"]
     special = torch.tensor([0, model.tokenizer.sot, model.tokenizer.eot])
     assert torch.equal(masked[2:], ~torch.isin(tokens[2:], special))
@@ -158,12 +158,12 @@ def test_start_end_padding_and_only_words_are_never_masked(make) -> None:
 def test_the_class_token_is_never_masked_and_places_stay(make) -> None:
     """All patches masked: what the tower then sees is the class token, and positions of one embedding."""
     model = randomise(make(top_patches=1.0, masked_patches=1.0, vmlsd=0.0))
-    batch, seen = mini_batch(model, size=128), []
+    batch, seen = mini_batch(model, size=96), []
     hook = model.clip.model.visual.ln_pre.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     losses_of(model, batch)
     hook.remove()
     visual = model.clip.model.visual
-    expected = torch.cat([visual.class_embedding[None], model.lmvsd.embedding.expand(64, -1)])
+    expected = torch.cat([visual.class_embedding[None], model.lmvsd.embedding.expand(144, -1)])
     expected = expected + visual.positional_embedding
     assert torch.equal(seen[1], expected.expand(4, -1, -1)) and not torch.equal(seen[0], seen[1])
 
@@ -185,7 +185,7 @@ def test_masked_words_change_only_later_ones(make) -> None:
 
 def test_what_is_masked_is_a_function_of_seed_and_step(make) -> None:
     model = randomise(make())
-    batch = mini_batch(model, size=128)
+    batch = mini_batch(model, size=64)
     seen = []
     for seed, step in ((0, 5), (0, 5), (0, 6), (1, 5)):
         seed_step(seed, step, 0)
@@ -203,7 +203,7 @@ def test_what_is_masked_is_a_function_of_seed_and_step(make) -> None:
 def test_losses_equal_a_naive_loop_over_samples(make, wiring: str, kind: str) -> None:
     """In eval mode: batch norm would tie the samples together."""
     model = randomise(make(wiring=wiring, divergence=kind, lmvsd=0.7, vmlsd=0.4, dice=0.0))
-    batch = mini_batch(model, size=64)
+    batch = mini_batch(model, size=32)
     losses, masked = losses_of(model, batch), masked_in(model, batch)
     clip, neck = model.clip, model.neck
 
@@ -218,7 +218,7 @@ def test_losses_equal_a_naive_loop_over_samples(make, wiring: str, kind: str) ->
         return model.head(model.decoder(x, words[None], every)).flatten().double()
 
     def picture_of(patches: Tensor) -> tuple[Tensor, Tensor]:
-        seen = clip.encode_patches(patches[None], (64, 64))
+        seen = clip.encode_patches(patches[None], (32, 32))
         return seen.dense[0].flatten(1).T, seen.vector[0]
 
     terms = {"segmentation": [], "lmvsd": [], "vmlsd": []}
@@ -228,7 +228,7 @@ def test_losses_equal_a_naive_loop_over_samples(make, wiring: str, kind: str) ->
         text = clip.encode_words(embedded[None], tokens[None])
         local, vector = picture_of(patches)
         main = logits(mixed(local, text.sentence[0]), text.words[0])
-        truth = F.interpolate(batch.mask[b : b + 1], (32, 32), mode="area").flatten()
+        truth = F.interpolate(batch.mask[b : b + 1], (16, 16), mode="area").flatten()
         students = {}
 
         for i in range(16):
@@ -255,7 +255,7 @@ def test_losses_equal_a_naive_loop_over_samples(make, wiring: str, kind: str) ->
             q = 1 / (1 + (-student).exp())
             each = -p * q.log() - (1 - p) * (1 - q).log() if kind == "bce" else (p - q) ** 2
             terms[name] += each.tolist()
-    assert len(terms["vmlsd"]) == 3 * 32 * 32
+    assert len(terms["vmlsd"]) == 3 * 16 * 16
     weights = {"segmentation": 1.0, "lmvsd": 0.7, "vmlsd": 0.4}
     for name, each in terms.items():
         assert losses[name].item() == pytest.approx(weights[name] * sum(each) / len(each), rel=1e-3), name
@@ -277,13 +277,13 @@ def test_the_teacher_hears_of_its_students_only_if_it_is_to(make, part: str, sto
     model = randomise(make(stop_gradient=stop_gradient)).train()
     seen = []
     hook = model.head.register_forward_hook(lambda m, args, out: seen.append(out))
-    losses = losses_of(model, mini_batch(model, size=64))
+    losses = losses_of(model, mini_batch(model, size=32))
     hook.remove()
     assert len(seen) == 3
     reached = torch.autograd.grad(losses[part], seen, allow_unused=True)
     assert [grad is not None for grad in reached] == [not stop_gradient, part == "lmvsd", part == "vmlsd"]
     taught = torch.autograd.grad(
-        losses_of(model, mini_batch(model, size=64))["segmentation"], model.head[-1].bias
+        losses_of(model, mini_batch(model, size=32))["segmentation"], model.head[-1].bias
     )
     assert taught[0].abs() > 0
 
@@ -291,7 +291,7 @@ def test_the_teacher_hears_of_its_students_only_if_it_is_to(make, part: str, sto
 @pytest.mark.parametrize("options", [*WIRINGS, {"replacement": "zero"}, {"guided": False}, PLAIN], ids=str)
 def test_the_sum_reaches_every_parameter(make, options: dict) -> None:
     model = randomise(make(**options)).train()
-    losses = losses_of(model, mini_batch(model, size=64))
+    losses = losses_of(model, mini_batch(model, size=32))
     distilled = [] if options == PLAIN else ["lmvsd", "vmlsd"]
     assert list(losses) == ["segmentation", "dice", *distilled]
     assert all(loss.isfinite() for loss in losses.values())
@@ -301,7 +301,7 @@ def test_the_sum_reaches_every_parameter(make, options: dict) -> None:
 
 def test_a_sentence_of_one_word_has_no_vmlsd(make) -> None:
     model = randomise(make()).train()
-    batch = mini_batch(model, size=64)
+    batch = mini_batch(model, size=32)
     tokens, token_mask = model.tokenize(["cup", "dog", "", "cup"])
     losses = losses_of(model, replace(batch, tokens=tokens, token_mask=token_mask))
     assert losses["vmlsd"].item() == 0 and losses["lmvsd"].item() > 0
@@ -312,7 +312,7 @@ def test_a_sentence_of_one_word_has_no_vmlsd(make) -> None:
 def test_weights_count_as_much_as_asked_for(make) -> None:
     models = [randomise(make(lmvsd=w, vmlsd=2 * w)) for w in (0.5, 1.0)]
     with torch.no_grad():
-        half, whole = (losses_of(model, mini_batch(model, size=64)) for model in models)
+        half, whole = (losses_of(model, mini_batch(model, size=32)) for model in models)
     for name in ("lmvsd", "vmlsd"):
         torch.testing.assert_close(whole[name], 2 * half[name])
 
@@ -325,11 +325,11 @@ def test_running_statistics_are_those_of_a_training_without_branches(make, optio
         torch.manual_seed(0)
         model = make(**part)
         model.load_state_dict({**model.state_dict(), **randomise(make(**options | PLAIN)).state_dict()})
-        losses_of(model.train(), mini_batch(model, size=64))
+        losses_of(model.train(), mini_batch(model, size=32))
         after.append(
             {key: x for key, x in model.state_dict().items() if "running" in key or "tracked" in key}
         )
-    assert len(after[0]) == (9 if "neck" not in options else 9 + 3 * 13)
+    assert len(after[0]) == (6 if "neck" not in options else 6 + 3 * 13)
     for key, tensor in after[1].items():
         torch.testing.assert_close(after[0][key], tensor)
         assert "tracked" not in key or tensor == 1
@@ -364,7 +364,7 @@ def test_a_weight_of_zero_leaves_a_branch_out_with_its_parameters(make) -> None:
 @torch.no_grad()
 def test_no_branch_in_use_and_none_in_what_is_kept(make, options: dict, tmp_path: Path) -> None:
     model = randomise(make(lmvsd=0.5, **options))
-    batch, ran = mini_batch(model, size=64), []
+    batch, ran = mini_batch(model, size=32), []
     for name, module in model.named_modules():
         if name.startswith(("lmvsd", "vmlsd", "coordination")):
             module.register_forward_hook(lambda m, args, out: ran.append(m))
@@ -428,7 +428,7 @@ def test_full_size_masks_84_patches_of_676() -> None:
 def test_the_neck_of_levels_reads_each_of_them(make) -> None:
     model = randomise(make(neck="N2", wiring="V2"))
     assert isinstance(model.neck, LevelNeck)
-    batch = mini_batch(model, size=64)
+    batch = mini_batch(model, size=32)
     picture, text = model.encode_image(batch.image), model.clip.encode_text(batch.tokens)
     visual, after = model.clip.model.visual, []
     hooks = [

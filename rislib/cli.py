@@ -179,7 +179,7 @@ def pretrain(
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/weights"),
     start: Annotated[Path | None, typer.Option(help="Go on from these weights.")] = None,
-    text: Annotated[Path | None, typer.Option(help="clip-vit: keep the text tower of these weights.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="clip-vit: see what these weights see.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="clip-vit: needs a C++ compiler.")] = False,
     resume: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
@@ -190,7 +190,14 @@ def pretrain(
     if name not in BUILDERS:
         raise typer.BadParameter(f"no encoder {name!r}; there are {', '.join(BUILDERS)}")
     measured = run(
-        name, minutes=minutes, seed=seed, out=out, start=start, text=text, compile=compile, resume=resume
+        name,
+        minutes=minutes,
+        seed=seed,
+        out=out,
+        start=start,
+        teacher=teacher,
+        compile=compile,
+        resume=resume,
     )
     typer.echo(f"{out / name}.safetensors: {json.dumps(measured)}")
 

@@ -14,8 +14,8 @@ from rislib.data import make_batch
 from rislib.encoders import load_weights, shipped_file
 from rislib.encoders.clip import clip_rn_mini, clip_vit_mini
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.pretraining import Contrastive, Scenes, pretrain
-from rislib.pretraining.clip import captioned, retrieval_accuracy, set_lengths
+from rislib.pretraining import Contrastive, Scenes, Student, pretrain
+from rislib.pretraining.clip import captioned, retrieval_accuracy, set_lengths, unexplained
 
 
 @pytest.fixture(scope="module")
@@ -141,24 +141,46 @@ def test_pretrain_leaves_weights_that_can_be_gone_on_from(tmp_path, monkeypatch,
     assert again["start"] == on_disk
 
 
-def test_beside_a_locked_text_tower_only_the_image_tower_learns(tmp_path, monkeypatch, tokenizer):
+def test_what_is_left_unexplained_is_a_share_of_the_variance():
+    truth = torch.randn(50, 3)
+    assert unexplained(truth, truth) == 0
+    torch.testing.assert_close(unexplained(truth.mean(dim=0).expand(50, -1), truth), torch.tensor(1.0))
+    by_hand = sum(0.25 * x @ x for x in truth - truth.mean(dim=0))
+    by_hand = by_hand / sum(x @ x for x in truth - truth.mean(dim=0))
+    half = (truth + truth.mean(dim=0)) / 2
+    torch.testing.assert_close(unexplained(half, truth), by_hand)
+
+
+def test_a_student_takes_over_words_and_learns_the_teacher_s_map(tmp_path, monkeypatch, tokenizer):
     monkeypatch.chdir(tmp_path)
-    other = clip_rn_mini(tokenizer.vocab_size)
-    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    teacher = clip_rn_mini(tokenizer.vocab_size)
+    save_file(teacher.state_dict(), tmp_path / "clip-rn.safetensors")
     options = {"minutes": 0.05, "out": "weights", "scenes": 200, "test_scenes": 192}
-    pretrain("clip-vit", text=tmp_path / "other.safetensors", **options)
+    pretrain("clip-vit", teacher=tmp_path / "clip-rn.safetensors", **options)
     encoder = clip_vit_mini(tokenizer.vocab_size)
     load_weights(encoder, tmp_path / "weights" / "clip-vit.safetensors")
     tokens, _ = tokenizer(["a dog", "the red cat on the left"])
     with torch.no_grad():
-        told, told_by_other = encoder.encode_text(tokens), other.encode_text(tokens)
-    torch.testing.assert_close(told.words, told_by_other.words, rtol=1e-2, atol=1e-2)  # of half precision
-    direction = F.cosine_similarity(told.sentence, told_by_other.sentence)  # `finish` sets the length
+        told, told_by_teacher = encoder.encode_text(tokens), teacher.encode_text(tokens)
+    torch.testing.assert_close(told.words, told_by_teacher.words, rtol=1e-2, atol=1e-2)  # of half precision
+    direction = F.cosine_similarity(told.sentence, told_by_teacher.sentence)  # `finish` sets the length
     torch.testing.assert_close(direction, torch.ones(2), rtol=0, atol=1e-3)
-    assert json.loads((tmp_path / "weights" / "clip-vit.json").read_text())["text_tower"] == "other"
+    assert json.loads((tmp_path / "weights" / "clip-vit.json").read_text())["teacher"] == "clip-rn"
 
 
-def test_a_file_without_a_text_tower_cannot_be_locked(tmp_path, tokenizer):
-    save_file({"model.visual.proj": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(KeyError, match="positional_embedding"):
-        Contrastive(clip_vit_mini(tokenizer.vocab_size), tokenizer, 96).lock_text(tmp_path / "w.safetensors")
+def test_only_the_student_s_image_tower_learns_and_the_teacher_stays_in_eval_mode(tokenizer, scenes):
+    teacher = clip_rn_mini(tokenizer.vocab_size)
+    student = Student(Contrastive(clip_vit_mini(tokenizer.vocab_size), tokenizer, 96), teacher).train()
+    assert not any(module.training for module in teacher.modules())
+    batch = make_batch([scenes[i] for i in range(0, 8, 2)], student.preprocessing, student.tokenize)
+    losses = student.losses(batch)
+    sum(losses.values()).backward()
+    learns = {name for name, p in student.named_parameters() if p.grad is not None}
+    visual = {f"encoder.model.visual.{name}" for name, _ in student.encoder.model.visual.named_parameters()}
+    assert learns == visual and {name for name, p in student.named_parameters() if p.requires_grad} == visual
+    with torch.no_grad():
+        told, seen = teacher.encode_image(batch.image), student.encoder.encode_image(batch.image)
+    cells = seen.dense.unflatten(3, (6, 2)).unflatten(2, (6, 2)).mean(dim=(3, 5))  # (B, C, 6, 6)
+    mean = told.dense.mean(dim=(0, 2, 3), keepdim=True)
+    expected = (cells - told.dense).square().sum() / (told.dense - mean).square().sum()
+    torch.testing.assert_close(losses["dense"], expected)

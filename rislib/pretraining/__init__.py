@@ -21,7 +21,7 @@ from rislib.encoders.clip import clip_rn_mini, clip_vit_mini
 from rislib.encoders.swin import swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.pretraining.bert import MaskedWords
-from rislib.pretraining.clip import Contrastive, vocabulary
+from rislib.pretraining.clip import Contrastive, Student, vocabulary
 from rislib.pretraining.learner import Learner
 from rislib.pretraining.scenes import Scenes
 from rislib.pretraining.swin import Presence
@@ -34,6 +34,7 @@ __all__ = [
     "MaskedWords",
     "Presence",
     "Scenes",
+    "Student",
     "pretrain",
     "vocabulary",
 ]
@@ -73,16 +74,16 @@ def pretrain(
     scenes: int = 32_000,
     test_scenes: int = 1_920,
     start: Path | str | None = None,
-    text: Path | str | None = None,
+    teacher: Path | str | None = None,
     compile: bool = False,
     resume: bool = False,
 ) -> dict:
     """Pretrain an encoder of `BUILDERS`; writes out/NAME.safetensors (half precision) and out/NAME.json.
 
     The training itself is kept in runs/pretrain-NAME, from where `resume` goes on. `start` takes the weights
-    of an earlier pretraining, whose record then stands in the new one. `text` takes a CLIP's text tower from
-    the weights of another one, and locks it. `compile` compiles the blocks of a ViT: worth its minute from
-    some ten minutes on, if there is a C++ compiler.
+    of an earlier pretraining, whose record then stands in the new one. With `teacher`, the weights of
+    another CLIP, a CLIP learns to see what that one sees (`Student`). `compile` compiles the blocks of a ViT:
+    worth its minute from some ten minutes on, if there is a C++ compiler.
 
     Returns what was measured on `test_scenes` scenes never trained on. The JSON holds that, too, and recipe,
     seed, machine and learning curve.
@@ -92,8 +93,10 @@ def pretrain(
     learner = BUILDERS[name]()
     if start is not None:
         load_weights(learner.encoder, start)
-    if text is not None:
-        learner.lock_text(text)
+    if teacher is not None:
+        other = BUILDERS[Path(teacher).stem]().encoder
+        load_weights(other, teacher)
+        learner = Student(learner, other)
     if compile:
         for block in learner.encoder.model.visual.transformer.resblocks:
             block.compile()
@@ -116,7 +119,7 @@ def pretrain(
     measured = learner.measure(held_out)
     record = {
         "name": name,
-        "text_tower": text and Path(text).stem,
+        "teacher": teacher and Path(teacher).stem,
         "start": start and json.loads(Path(start).with_suffix(".json").read_text()),
         "parameters": sum(p.numel() for p in learner.encoder.parameters()),
         "recipe": {**vars(learner.recipe), "minutes": minutes, "scenes": scenes, "seed": seed},

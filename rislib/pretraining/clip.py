@@ -7,12 +7,10 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from open_clip.modified_resnet import ModifiedResNet
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,22 +44,6 @@ class Contrastive(Learner):
         self.tokenizer = tokenizer
         self.preprocessing = Preprocessing(size, "letterbox", MEAN, STD)
         self.draw = partial(captioned, bundles=6, captions=2, size=size)
-
-    def lock_text(self, weights: Path | str) -> None:
-        """Take the text tower out of another CLIP's weights; from now on only the image tower learns.
-
-        Half of the work is done then, and captions cost no backward pass (LiT, Zhai et al., 2022, arXiv
-        2111.07991, where it is the image tower that is locked).
-
-        Raises:
-            KeyError: the file lacks a part of the text tower.
-        """
-        given = load_file(weights)
-        for name, tensor in self.encoder.state_dict().items():
-            if not name.startswith("model.visual."):
-                tensor.copy_(given[name])
-        for name, parameter in self.encoder.named_parameters():
-            parameter.requires_grad_(name.startswith("model.visual.") or name == "model.logit_scale")
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B bundles of K captions -> tokens (2 * B * K, L): first all captions, then all lies."""
@@ -103,6 +85,50 @@ class Contrastive(Learner):
 
     def measure(self, samples: Scenes) -> dict:
         return {"retrieval_percent_of_192": retrieval_accuracy(self, samples)}
+
+
+class Student(Contrastive):
+    """A CLIP whose image tower learns to see what another one's sees, whose text tower it takes over.
+
+    Captions do not say where anything is, and a ViT has no need to know: any of its patches may gather the
+    whole picture and answer for it (Darcet et al., 2024, arXiv 2309.16588). Ours did: its best patch lay on
+    the thing that was meant no more often than any other. A convolution cannot see so far, and a ViT learns
+    from its maps in minutes (as DeiT did from its answers: Touvron et al., 2021, arXiv 2012.12877).
+
+    Args:
+        learner: the CLIP that is to be trained.
+        teacher: one that is. Its map may be coarser.
+    """
+
+    def __init__(self, learner: Contrastive, teacher: ClipEncoder) -> None:
+        super().__init__(learner.encoder, learner.tokenizer, learner.preprocessing.size)
+        self.recipe = learner.recipe
+        self.teacher = teacher.requires_grad_(False)
+        known = {k: v for k, v in teacher.state_dict().items() if not k.startswith("model.visual.")}
+        self.encoder.load_state_dict(self.encoder.state_dict() | known)
+        self.encoder.requires_grad_(False).model.visual.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> Student:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """What of the teacher's map and of its vector is left unexplained."""
+        with torch.no_grad():
+            told = self.teacher.encode_image(batch.image)
+        seen = self.encoder.encode_image(batch.image)
+        cells = F.adaptive_avg_pool2d(seen.dense.float(), told.dense.shape[2:])  # (B, C, h, w)
+        return {
+            "dense": unexplained(cells.movedim(1, -1).flatten(0, 2), told.dense.movedim(1, -1).flatten(0, 2)),
+            "vector": unexplained(seen.vector, told.vector),
+        }
+
+
+def unexplained(answer: Tensor, truth: Tensor) -> Tensor:
+    """(N, C) both -> the squared error as a share of the truth's variance: 1 for its mean, 0 for itself."""
+    answer, truth = answer.float(), truth.float()
+    return (answer - truth).square().sum() / (truth - truth.mean(dim=0)).square().sum()
 
 
 def captioned(seed: str, bundles: int, captions: int, size: int) -> tuple[np.ndarray, list[str]]:

@@ -1,13 +1,12 @@
 """Where does CLIP look, before it ever saw a mask?
 
-`python results/pointing.py WEIGHTS [SPLIT]`: for each sentence of RefMini, the dense feature nearest to it.
-How often does its cell lie on the thing, that is, does the thing cover 30 % of the cell or more? "chance" is
-a cell by lot. `WEIGHTS` is such a file as data/weights/clip-rn.safetensors. Prints and records the shares in
-percent, by kind.
+`python results/pointing.py data/weights/clip-rn.safetensors --out pointing.json`: for each sentence of
+RefMini, the dense feature nearest to it. How often does its cell lie on the thing, that is, does the thing
+cover 30 % of the cell or more? "chance" is a cell by lot. Prints and records the shares in percent, by kind.
 """
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,24 +16,24 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from rislib.data import make_batch, open_split
-from rislib.encoders import shipped_file
-from rislib.encoders.clip import clip_rn_mini, load_weights
-from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.methods import cris_mini
+from rislib.encoders import load_weights
+from rislib.pretraining import BUILDERS
 from rislib.training import provenance
 
-weights, split = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "val"
-tokenizer = ClipTokenizer(32, shipped_file("vocab/refmini.txt"), trim=True)
-preprocessing = cris_mini(pretrained=False).preprocessing
-clip = clip_rn_mini(tokenizer.vocab_size)
-load_weights(clip, weights)
-clip.eval()
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("weights", type=Path, help="Of a CLIP; the file's name says which.")
+parser.add_argument("--split", default="val")
+parser.add_argument("--out", required=True, help="JSON, beside this script.")
+given = parser.parse_args()
+learner = BUILDERS[given.weights.stem]()
+clip, tokenizer = learner.encoder.eval(), learner.tokenizer
+load_weights(clip, given.weights)
 
-samples = open_split("refmini", split)
+samples = open_split("refmini", given.split)
 found = defaultdict(list)
 for start in tqdm(range(0, len(samples), 64)):
     asked = [samples[i] for i in range(start, min(start + 64, len(samples)))]
-    batch = make_batch(asked, preprocessing, tokenizer)
+    batch = make_batch(asked, learner.preprocessing, tokenizer)
     with torch.inference_mode():
         cells = F.normalize(clip.encode_image(batch.image).dense, dim=1)  # (B, C, h, w)
         words = F.normalize(clip.encode_text(batch.tokens).sentence, dim=1)  # (B, C)
@@ -47,9 +46,9 @@ for start in tqdm(range(0, len(samples), 64)):
 
 record = {
     **{name: round(100 * float(np.mean(values)), 1) for name, values in sorted(found.items())},
-    "split": split,
+    "split": given.split,
     "n": len(found["all"]),
     **provenance(),
 }
-Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+Path(__file__).with_name(given.out).write_text(json.dumps(record, indent=1) + "\n")
 print(json.dumps(record, indent=1))

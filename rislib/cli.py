@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rislib.course.cli import course_app
+
+if TYPE_CHECKING:
+    from rislib.encoders.segmenter import Segmenter
 
 app = typer.Typer(
     help="Referring image segmentation from the papers.",
@@ -21,6 +24,7 @@ data_app = typer.Typer(help="Draw RefMini; get and check RefCOCO.", no_args_is_h
 app.add_typer(data_app, name="data")
 app.add_typer(course_app, name="course")
 
+MASKS = "Masks for methods that read them: none, proposals, oracle (the truth), or COCO results JSON."
 Data = Annotated[str, typer.Option(help="refmini, refmini+, refminig, or a folder in RefCOCO's layout.")]
 
 
@@ -106,6 +110,7 @@ def train(
     blind: Annotated[bool, typer.Option("--blind", help="Every expression becomes the same word.")] = False,
     without: Annotated[str, typer.Option(help="Parts to leave out, as mask_grounding,cam,cal.")] = "",
     add: Annotated[str, typer.Option("--with", help="Parts to add, as mask_grounding.")] = "",
+    instances: Annotated[str, typer.Option(help=MASKS)] = "none",
 ) -> None:
     """Train METHOD and keep the run in OUT."""
     if (minutes is None) == (samples is None):
@@ -126,6 +131,7 @@ def train(
         resume=resume,
         from_scratch=from_scratch,
         blind=blind,
+        instances=instances,
     )
     learning_curve(read_log(out)).savefig(out / "learning_curve.png")
 
@@ -139,15 +145,26 @@ def evaluate(
     shuffle_text: Annotated[
         bool, typer.Option("--shuffle-text", help="Give each picture the expressions of another.")
     ] = False,
+    instances: Annotated[str | None, typer.Option(help=f"{MASKS} As in training unless given.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
 ) -> None:
     """Measure a run and print a table. A run trained blind is measured blind."""
-    from rislib.runs import evaluate_run
+    from rislib.runs import evaluate_run, read_record
 
-    report = evaluate_run(run, data=data, split=split, protocol=protocol, shuffle_text=shuffle_text)
-    typer.echo(f"\n{data} {split}{', expressions shuffled' if shuffle_text else ''}\n{report.table()}\n")
+    trained_with = read_record(run)["instances"]
+    instances = instances or trained_with
+    report = evaluate_run(
+        run, data=data, split=split, protocol=protocol, shuffle_text=shuffle_text, instances=instances
+    )
+    title = f"{data} {split}"
+    if shuffle_text:
+        title += ", expressions shuffled"
+    if (instances, trained_with) != ("none", "none"):
+        title += f", instance masks: {instances} (in training: {trained_with})"
+    typer.echo(f"\n{title}\n{report.table()}\n")
     if json_file is not None:
         asked = {"run": run.name, "data": data, "split": split, "shuffle_text": shuffle_text}
+        asked |= {"instances": instances, "instances_in_training": trained_with}
         _write_json(json_file, {**report.to_json(), **asked})
 
 
@@ -157,6 +174,9 @@ def segment(
     expression: str,
     run: Annotated[Path, typer.Option(help="A trained run.")],
     out: Annotated[Path, typer.Option(help="The picture with its mask, PNG.")],
+    segmenter: Annotated[
+        str | None, typer.Option(help="mini or coco: finds the masks that MaIL reads beside the picture.")
+    ] = None,
 ) -> None:
     """Find what EXPRESSION refers to in IMAGE."""
     from PIL import Image
@@ -166,15 +186,34 @@ def segment(
 
     picture = Image.open(image).convert("RGB")
     predictor = Predictor.from_run(run)
-    predictor.set_image(picture)
+    predictor.set_image(picture, None if segmenter is None else _segmenter(segmenter).segment(picture)[0])
     found = predictor.segment(expression)
     overlay(picture, found.mask, scale=max(1, 512 // max(picture.size))).save(out)
     typer.echo(f"{out}: {found.mask.sum():,} of {found.mask.size:,} pixels, box {found.box}")
 
 
 @app.command()
+def propose(
+    data: Annotated[
+        str, typer.Argument(help="refmini, refmini+, refminig, or a folder in RefCOCO's layout.")
+    ],
+    segmenter: Annotated[str, typer.Option(help="mini, or coco: torchvision's, for photographs.")] = "mini",
+) -> None:
+    """Look for things in every picture of DATA, keep their masks beside it, and count the true ones on val.
+
+    They are what `--instances proposals` reads.
+    """
+    from rislib.data import open_split, recall, with_instances
+    from rislib.data import propose as run
+
+    file = run(open_split(data, None), _segmenter(segmenter))
+    measured = recall(with_instances(open_split(data, "val"), "proposals"))
+    typer.echo(f"{file}: on val {json.dumps(measured)}")
+
+
+@app.command()
 def pretrain(
-    name: Annotated[str, typer.Argument(help="clip-rn, clip-vit, swin or bert")],
+    name: Annotated[str, typer.Argument(help="clip-rn, clip-vit, swin, bert, vilt or segmenter")],
     minutes: float = 22,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/weights"),
@@ -182,6 +221,7 @@ def pretrain(
     teacher: Annotated[Path | None, typer.Option(help="clip-vit: see what these weights see.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="clip-vit: needs a C++ compiler.")] = False,
     resume: Annotated[bool, typer.Option("--resume")] = False,
+    scenes: Annotated[int, typer.Option(help="How many are drawn; 32,000 of 128 px take 3 GB.")] = 32_000,
 ) -> None:
     """Pretrain the mini encoder NAME. The shipped ones came in stages: see the JSON beside their weights."""
     from rislib.pretraining import BUILDERS
@@ -193,6 +233,7 @@ def pretrain(
         name,
         minutes=minutes,
         seed=seed,
+        scenes=scenes,
         out=out,
         start=start,
         teacher=teacher,
@@ -253,6 +294,14 @@ def demo(
 def _names(text: str) -> list[str]:
     """ "a,b" -> ["a", "b"]"""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _segmenter(name: str) -> Segmenter:
+    from rislib.encoders.segmenter import SEGMENTERS
+
+    if name not in SEGMENTERS:
+        raise typer.BadParameter(f"no segmenter {name!r}; there are {', '.join(SEGMENTERS)}")
+    return SEGMENTERS[name](pretrained=True)
 
 
 def _write_json(path: Path, numbers: dict[str, Any]) -> None:

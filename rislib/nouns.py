@@ -37,7 +37,7 @@ class Sample:
     split: str
     category: str
     kind: str | None = None  # what the expression turns on (colour, relation, ...), where known
-    instances: np.ndarray | None = None  # (N, H, W) bool, every annotated object of the picture
+    instances: np.ndarray | None = None  # (N, H, W) bool, masks of things in the picture, best first
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Batch:
     tokens: Tensor  # (B, L) int64
     token_mask: Tensor  # (B, L) bool, True at words and special tokens, False at padding
     mask: Tensor  # (B, 1, H, W) float in [0, 1], in the geometry of `image`
-    instances: Tensor | None = None  # (B, N, H, W) float
+    instances: Tensor | None = None  # (P, N, H, W) float in [0, 1], each picture's; some may be empty
     picture: Tensor | None = None  # (B,) int64, the row of `image` that each sample shows; None: its own
 
     def to(self, device: torch.device | str) -> Batch:
@@ -92,6 +92,8 @@ class Method(nn.Module, ABC):
     parts: ClassVar[Mapping[str, tuple[dict[str, Any], dict[str, Any]]]] = {}
     # Modules, and builders' options, that only training needs: neither is in any exported network.
     training_only: ClassVar[tuple[str, ...]] = ("grounding", "mask_grounding")
+    # Whether `encode_image` takes a second argument, the picture's instance masks, which may be None.
+    reads_instances: ClassVar[bool] = False
 
     @abstractmethod
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -123,17 +125,27 @@ class Method(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what it reads")
 
-    def forward(self, image: Tensor, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        tokens: Tensor,
+        token_mask: Tensor | None = None,
+        instances: Tensor | None = None,
+    ) -> Tensor:
         """image (B, 3, H, W), tokens (B, L) -> logits (B, 1, h, w), before any sigmoid.
 
-        Without a `token_mask`, tokens of id 0 are padding.
+        Without a `token_mask`, tokens of id 0 are padding. instances (B, N, H, W), where they are read.
         """
         token_mask = tokens != 0 if token_mask is None else token_mask
-        return self.segment(self.encode_image(image), tokens, token_mask)
+        return self.segment(self.look(image, instances), tokens, token_mask)
+
+    def look(self, image: Tensor, instances: Tensor | None = None) -> Any:
+        """`encode_image`, of any method: instances (B, N, H, W) reach only those who read them."""
+        return self.encode_image(image, instances) if self.reads_instances else self.encode_image(image)
 
     def features(self, batch: Batch) -> Any:
         """What `encode_image` says of each sample's picture. Samples that share a picture share the work."""
-        features = self.encode_image(batch.image)
+        features = self.look(batch.image, batch.instances)
         return features if batch.picture is None else _rows(features, batch.picture)
 
     def strip(self) -> Self:

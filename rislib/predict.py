@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from rislib.data import box_of_mask, to_tensor
+from rislib.data.batches import instances_to_tensor
 from rislib.evaluation import CRIS_2022, Protocol
 from rislib.evaluation.protocols import score_maps
 from rislib.nouns import Method
@@ -57,18 +58,24 @@ class Predictor:
         return cls(load_method(run), **options)
 
     @torch.inference_mode()
-    def set_image(self, image: Image.Image | np.ndarray | Path | str) -> None:
-        """Look at a picture of any size: PIL, an array (H, W, 3) uint8, or a file."""
+    def set_image(
+        self, image: Image.Image | np.ndarray | Path | str, instances: np.ndarray | None = None
+    ) -> None:
+        """Look at a picture of any size: PIL, an array (H, W, 3) uint8, or a file.
+
+        instances (N, H, W) bool are masks of things in it, best first, for methods that read them (MaIL).
+        """
         if isinstance(image, (str, Path)):
             image = Image.open(image)
         elif isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         image = image.convert("RGB")
         device = next(self.method.parameters()).device
+        preprocessing = self.method.preprocessing
+        if instances is not None:
+            instances = instances_to_tensor(instances, preprocessing)[None].to(device)
         self._size = (image.height, image.width)
-        self._features = self.method.encode_image(
-            to_tensor(image, self.method.preprocessing)[None].to(device)
-        )
+        self._features = self.method.look(to_tensor(image, preprocessing)[None].to(device), instances)
 
     @torch.inference_mode()
     def segment(self, expression: str) -> Segmentation:

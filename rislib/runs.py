@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from rislib.checkpoints import read_checkpoint, rebuild
-from rislib.data import open_split
+from rislib.data import RefDataset, open_split, with_instances
 from rislib.evaluation import PROTOCOLS, Report, blinded, evaluate, shuffled
 from rislib.methods import build
 from rislib.nouns import Method
@@ -39,6 +39,7 @@ def train_run(
     resume: bool = False,
     from_scratch: bool = False,
     blind: bool = False,
+    instances: str = "none",
     progress: bool = True,
 ) -> Path:
     """Train a method by its name on a dataset by its name; returns the run's folder.
@@ -50,15 +51,18 @@ def train_run(
         seed: of the new weights, the order of the samples, and dropout.
         from_scratch: no pretrained encoders.
         blind: every expression replaced by the same word, to learn what a picture gives away by itself.
+        instances: where the masks come from that MaIL reads: see `rislib.data.with_instances`.
 
     Raises:
-        ValueError: unknown method or size, not exactly one budget, or a run to resume that is another one.
+        ValueError: unknown method or size, not exactly one budget, a run to resume that is another one, or
+            instance masks for a method that reads none.
+        DataError: the data or the instance masks are not here, or are malformed.
     """
     options = {"pretrained": not from_scratch, **(options or {})}
     recipe = recipe or mini_recipe(method)
     torch.manual_seed(seed)
     network = build(method, preset, **options)
-    references = open_split(data, "train")
+    references = _with_instances(network, open_split(data, "train"), instances)
     references = blinded(references) if blind else references
     record = {
         "method": method,
@@ -67,6 +71,7 @@ def train_run(
         "parameters": sum(p.numel() for p in network.parameters()),
         "data": data,
         "blind": blind,
+        "instances": instances,
         "seed": seed,
         "budget": {"minutes": minutes, "samples": samples},
         "recipe": asdict(recipe),
@@ -98,21 +103,27 @@ def evaluate_run(
     split: str = "val",
     protocol: str = "cris_2022",
     shuffle_text: bool = False,
+    instances: str | None = None,
     progress: bool = True,
 ) -> Report:
     """Measure a run. One that was trained blind is measured blind.
 
+    Args:
+        instances: as in `train_run`; those that the run was trained with when None.
+
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: no such protocol; or words to shuffle in a run that was trained without.
+        ValueError: no such protocol; words to shuffle in a run that was trained without; or instance masks
+            for a method that reads none.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
-    blind = read_record(run)["blind"]
+    record = read_record(run)
+    blind = record["blind"]
     if blind and shuffle_text:
         raise ValueError(f"{run} was trained blind: it has no words that could be shuffled")
     method = load_method(run)
-    samples = open_split(data, split)
+    samples = _with_instances(method, open_split(data, split), instances or record["instances"])
     if blind:
         samples = blinded(samples)
     if shuffle_text:
@@ -149,12 +160,18 @@ def read_record(run: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{run} is not a run: it has no run.json. `python -m rislib train` makes one."
         )
-    return json.loads(path.read_text())
+    return {"instances": "none", **json.loads(path.read_text())}  # older runs do not mention any
 
 
 def read_log(run: Path | str) -> list[dict[str, Any]]:
     """The training log, one record per logged step."""
     return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+def _with_instances(method: Method, samples: RefDataset, source: str) -> RefDataset:
+    if source != "none" and not method.reads_instances:
+        raise ValueError(f"{type(method).__name__} reads no instance masks, neither {source} nor any other")
+    return with_instances(samples, source)
 
 
 def _write_record(run: Path | str, facts: dict[str, Any]) -> None:

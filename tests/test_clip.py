@@ -287,8 +287,8 @@ def test_shipped_weights_are_found_or_the_message_says_how_to_make_them(tmp_path
 def test_no_message_names_a_command_that_does_not_exist(tmp_path, monkeypatch):
     assert set(encoders.PRETRAINED) == set(pretraining.BUILDERS)
     monkeypatch.setattr(encoders, "_FOLDERS", (tmp_path,))
-    with pytest.raises(FileNotFoundError, match="vilt has not been pretrained yet") as error:
-        encoders.shipped("vilt")
+    with pytest.raises(FileNotFoundError, match="nobody has not been pretrained yet") as error:
+        encoders.shipped("nobody")
     assert "python -m" not in str(error.value)
 
 

@@ -4,6 +4,7 @@ from rislib.data.batches import make_batch
 from rislib.data.check import Report, check_folder
 from rislib.data.errors import DataError, UnsafePickle
 from rislib.data.index import Record, find_datasets
+from rislib.data.instances import propose, recall, with_instances
 from rislib.data.masks import box_of_mask, decode_segmentation, encode_mask
 from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini.build import build_refmini, load_refmini
@@ -30,5 +31,8 @@ __all__ = [
     "load_refmini",
     "make_batch",
     "open_split",
+    "propose",
+    "recall",
     "to_tensor",
+    "with_instances",
 ]

@@ -97,7 +97,7 @@ def read_instances(root: Path, dataset: str, on_fault: Fault = raise_fault) -> I
     """Reads `instances.json`. Each fault goes to `on_fault`; if that returns, the record is left out."""
     found = Instances(f"{dataset}/instances.json")
     with locating(found.file, on_fault=on_fault):
-        document = _load_json(root / found.file)
+        document = load_json(root / found.file)
         if not isinstance(document, dict):
             raise DataError(f"{_type(document)} instead of an object")
         _read_pictures(document, found, root, picture_folder(root, dataset), on_fault)
@@ -114,9 +114,9 @@ def read_references(
         file = f"{dataset}/refs({split_by}).p"
     records: list[Record] = []
     with locating(file, on_fault=on_fault):
-        rows = _load_json(root / file) if file.endswith(".json") else load_pickle(root / file, file)
+        rows = load_json(root / file) if file.endswith(".json") else load_pickle(root / file, file)
         seen: set[int] = set()
-        for row, label in _rows(rows, "reference", "ref_id"):
+        for row, label in labelled_rows(rows, "reference", "ref_id"):
             with locating(file, label, on_fault):
                 records.extend([*_read_reference(row, instances, seen)])
     return records
@@ -141,7 +141,7 @@ def _read_pictures(
     document: dict[str, Any], found: Instances, root: Path, folder: Path, on_fault: Fault
 ) -> None:
     relative = folder.relative_to(root).as_posix()
-    for row, label in _rows(document.get("images"), "image", "id", "images"):
+    for row, label in labelled_rows(document.get("images"), "image", "id", "images"):
         with locating(found.file, label, on_fault):
             image_id = _new_id(row, "id", found.pictures)
             name = _take(row, "file_name", str)
@@ -155,7 +155,7 @@ def _read_pictures(
 
 def _read_categories(document: dict[str, Any], file: str, on_fault: Fault) -> dict[int, str]:
     names: dict[int, str] = {}
-    for row, label in _rows(document.get("categories", []), "category", "id", "categories"):
+    for row, label in labelled_rows(document.get("categories", []), "category", "id", "categories"):
         with locating(file, label, on_fault):
             names[_new_id(row, "id", names)] = _take(row, "name", str)
     return names
@@ -164,13 +164,13 @@ def _read_categories(document: dict[str, Any], file: str, on_fault: Fault) -> di
 def _read_annotations(
     document: dict[str, Any], found: Instances, categories: dict[int, str], on_fault: Fault
 ) -> None:
-    for row, label in _rows(document.get("annotations"), "annotation", "id", "annotations"):
+    for row, label in labelled_rows(document.get("annotations"), "annotation", "id", "annotations"):
         with locating(found.file, label, on_fault):
             ann_id = _new_id(row, "id", found.image_of)
-            image_id = _known_id(row, "image_id", found.pictures, "image")
+            image_id = known_id(row, "image_id", found.pictures, "image")
             category = ""
             if "category_id" in row:
-                category = categories[_known_id(row, "category_id", categories, "category")]
+                category = categories[known_id(row, "category_id", categories, "category")]
             if "segmentation" not in row:
                 raise DataError("missing", field="segmentation")
             found.image_of[ann_id] = image_id
@@ -182,8 +182,8 @@ def _read_reference(row: dict[str, Any], instances: Instances, seen: set[int]) -
     """The records of one reference, one per sentence."""
     ref_id = _new_id(row, "ref_id", seen)
     seen.add(ref_id)
-    ann_id = _known_id(row, "ann_id", instances.image_of, "annotation")
-    image_id = _known_id(row, "image_id", instances.pictures, "image")
+    ann_id = known_id(row, "ann_id", instances.image_of, "annotation")
+    image_id = known_id(row, "image_id", instances.pictures, "image")
     if instances.image_of[ann_id] != image_id:
         raise DataError(f"annotation {ann_id} is of image {instances.image_of[ann_id]}", field="image_id")
     split = _take(row, "split", str)
@@ -205,7 +205,7 @@ def _read_reference(row: dict[str, Any], instances: Instances, seen: set[int]) -
 # --- parts of a file --------------------------------------------------------------------------
 
 
-def _load_json(path: Path) -> Any:
+def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -221,7 +221,9 @@ def _check_size(image: Image.Image, height: int, width: int) -> None:
         raise DataError(problem, field="size")
 
 
-def _rows(rows: Any, noun: str, key: str, field: str | None = None) -> Iterator[tuple[dict[str, Any], str]]:
+def labelled_rows(
+    rows: Any, noun: str, key: str, field: str | None = None
+) -> Iterator[tuple[dict[str, Any], str]]:
     """The records of a list, each with what errors call it: "annotation 17", by its id if it has one."""
     if not isinstance(rows, list):
         raise DataError("missing" if rows is None else f"{_type(rows)} instead of a list", field=field)
@@ -252,7 +254,7 @@ def _new_id(row: Any, field: str, seen: Any) -> int:
     return number
 
 
-def _known_id(row: Any, field: str, known: Any, noun: str) -> int:
+def known_id(row: Any, field: str, known: Any, noun: str) -> int:
     number = _new_id(row, field, ())
     if number not in known:
         raise DataError(f"no {noun} {number}", field=field)

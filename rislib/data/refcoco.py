@@ -10,17 +10,47 @@ checked when the index is read (`rislib.data.index`), pictures and masks when a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import ClassVar, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
 from rislib.data.errors import DataError
-from rislib.data.index import Instances, Record, collector_paused, read_instances, read_references
+from rislib.data.index import (
+    Instances,
+    Picture,
+    Record,
+    collector_paused,
+    read_instances,
+    read_references,
+)
 from rislib.nouns import Sample
+
+
+class InstanceSource(Protocol):
+    """Where samples get their instance masks from. Those there are: see `rislib.data.instances`."""
+
+    @property
+    def name(self) -> str:
+        """As reports say it."""
+
+    def masks(self, image_id: int) -> np.ndarray:
+        """(N, H, W) bool, at the picture's size; N may be 0. Raises DataError if one is malformed."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Every annotated object of a picture, in the file's order. The answer is among them: an oracle."""
+
+    instances: Instances
+    of_picture: Mapping[int, Sequence[int]]  # image id -> annotation ids
+    name: ClassVar = "oracle"
+
+    def masks(self, image_id: int) -> np.ndarray:
+        return np.stack([self.instances.mask(ann_id) for ann_id in self.of_picture[image_id]])
 
 
 class RefDataset(Sequence[Sample]):
@@ -29,6 +59,8 @@ class RefDataset(Sequence[Sample]):
     Attributes:
         records: the samples without their pixels, in the same order.
         name: such as "refcoco+ (unc) val".
+        folder: where its index lies.
+        source: of the masks that samples carry as `instances`; None: they carry none.
     """
 
     def __init__(
@@ -36,13 +68,14 @@ class RefDataset(Sequence[Sample]):
         records: Sequence[Record],
         instances: Instances,
         name: str,
-        neighbours: dict[int, list[int]] | None = None,
+        folder: Path,
+        source: InstanceSource | None = None,
     ) -> None:
-        """`neighbours`: image id -> all its annotations, if samples are to carry them as `instances`."""
         self.records = tuple(records)
         self.name = name
+        self.folder = folder
+        self.source = source
         self._instances = instances
-        self._neighbours = neighbours
         self._last: tuple[int, Image.Image] | None = None
 
     def __len__(self) -> int:
@@ -57,13 +90,8 @@ class RefDataset(Sequence[Sample]):
         if isinstance(index, slice):
             return self._with_records(self.records[index])
         record = self.records[index]
-        image = self._picture(record.image_id)
-        instances = None
-        if self._neighbours is not None:
-            masks = [self._instances.mask(ann_id) for ann_id in self._neighbours[record.image_id]]
-            instances = np.stack(masks)  # (N, H, W)
         return Sample(
-            image=image,
+            image=self._picture(record.image_id),
             expression=record.expression,
             mask=self._instances.mask(record.ann_id),
             image_id=record.image_id,
@@ -73,8 +101,18 @@ class RefDataset(Sequence[Sample]):
             split=record.split,
             category=record.category,
             kind=record.kind,
-            instances=instances,
+            instances=None if self.source is None else self.source.masks(record.image_id),
         )
+
+    @property
+    def pictures(self) -> Mapping[int, Picture]:
+        """All pictures of the index by image id, also those of other splits."""
+        return self._instances.pictures
+
+    @property
+    def instances_from(self) -> str:
+        """Whose instance masks the samples carry, for reports: "none", "oracle", "proposals", or a file."""
+        return "none" if self.source is None else self.source.name
 
     def _picture(self, image_id: int) -> Image.Image:
         """A copy; the last picture is kept, since what is said of one often comes in a row."""
@@ -100,8 +138,12 @@ class RefDataset(Sequence[Sample]):
         pairs = zip(self.records, expressions, strict=True)
         return self._with_records([replace(record, expression=words) for record, words in pairs])
 
+    def with_source(self, source: InstanceSource | None) -> RefDataset:
+        """The same samples with other instance masks. `rislib.data.with_instances` knows sources by name."""
+        return RefDataset(self.records, self._instances, self.name, self.folder, source)
+
     def _with_records(self, records: Sequence[Record]) -> RefDataset:
-        return RefDataset(records, self._instances, self.name, self._neighbours)
+        return RefDataset(records, self._instances, self.name, self.folder, self.source)
 
     def _grouped(self, key: Callable[[Record], int]) -> list[list[int]]:
         groups: dict[int, list[int]] = {}
@@ -135,12 +177,18 @@ def load_refcoco(
             raise DataError(f"no split {split!r}, but {', '.join(splits)}", file=name)
         records = [record for record in records if record.split == split]
         name = f"{name} {split}"
-    images = {record.image_id for record in records}
+    targets = objects.only({record.ann_id for record in records})
+    samples = RefDataset(records, targets, name, Path(root) / dataset)
     if not instances:
-        return RefDataset(records, objects.only({record.ann_id for record in records}), name)
-    neighbours: dict[int, list[int]] = {image_id: [] for image_id in images}
-    for ann_id, image_id in objects.image_of.items():
-        if image_id in images:
-            neighbours[image_id].append(ann_id)
-    wanted = {ann_id for ann_ids in neighbours.values() for ann_id in ann_ids}
-    return RefDataset(records, objects.only(wanted), name, neighbours)
+        return samples
+    return samples.with_source(annotations_of(objects, {record.image_id for record in records}))
+
+
+def annotations_of(instances: Instances, image_ids: Iterable[int]) -> Annotations:
+    """All that is annotated in these pictures."""
+    of_picture: dict[int, list[int]] = {image_id: [] for image_id in image_ids}
+    for ann_id, image_id in instances.image_of.items():
+        if image_id in of_picture:
+            of_picture[image_id].append(ann_id)
+    wanted = {ann_id for ann_ids in of_picture.values() for ann_id in ann_ids}
+    return Annotations(instances.only(wanted), of_picture)

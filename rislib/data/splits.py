@@ -12,13 +12,14 @@ from rislib.data.refmini import FLAVOURS
 from rislib.data.refmini.build import load_refmini
 
 
-def open_split(where: str | Path, split: str, *, instances: bool = False) -> RefDataset:
+def open_split(where: str | Path, split: str | None, *, instances: bool = False) -> RefDataset:
     """A split of the dataset `where`.
 
     Args:
         where: "refmini", "refmini+", "refminig" (drawn on first use); a folder in RefCOCO's layout that holds
             one dataset, such as `data build` makes; or, where it holds several, the file of references
             itself, such as "data/refcocog/refs(umd).p".
+        split: such as "train", "val", "testA"; None for all.
         instances: whether samples carry the masks of all annotations of their picture.
 
     Raises:

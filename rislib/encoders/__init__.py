@@ -5,12 +5,14 @@ The mini towers are trained by this project itself, on its own scenes, and trave
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import nn
 
-PRETRAINED = ("clip-rn", "clip-vit", "swin", "bert")  # the mini towers that `python -m rislib pretrain` makes
+# Those that `python -m rislib pretrain` makes.
+PRETRAINED = ("clip-rn", "clip-vit", "swin", "bert", "vilt", "segmenter")
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE.parent / "data", _PACKAGE / "shipped")  # a checkout, an installed wheel
@@ -43,6 +45,15 @@ def shipped(name: str) -> Path:
         else:
             advice = f"The mini tower {name} has not been pretrained yet. Build"
         raise FileNotFoundError(f"{advice} the network with pretrained=False.") from None
+
+
+def fingerprint(name: str) -> str:
+    """SHA-256 of a mini tower's weights: as long as it stays the same, so does what was made with them.
+
+    Raises:
+        FileNotFoundError: the weights are not here; says what to do.
+    """
+    return hashlib.sha256(shipped(name).read_bytes()).hexdigest()
 
 
 def load_weights(encoder: nn.Module, path: str | Path) -> None:

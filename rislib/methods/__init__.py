@@ -9,6 +9,7 @@ from rislib.methods.cm_masksd import CMMaskSD, cm_masksd_b16, cm_masksd_mini
 from rislib.methods.cris import CRIS, cris_mini, cris_r50, cris_r101
 from rislib.methods.lavt import LAVT, lavt, lavt_mini
 from rislib.methods.magnet import MagNet, magnet, magnet_mini
+from rislib.methods.mail import MaIL, mail_b32, mail_mini
 from rislib.nouns import Method
 
 BUILDERS = {
@@ -21,9 +22,11 @@ BUILDERS = {
     ("magnet", "base"): magnet,
     ("cm_masksd", "mini"): cm_masksd_mini,
     ("cm_masksd", "b16"): cm_masksd_b16,
+    ("mail", "mini"): mail_mini,
+    ("mail", "b32"): mail_b32,
 }
 
-CLASSES = {"cris": CRIS, "lavt": LAVT, "magnet": MagNet, "cm_masksd": CMMaskSD}
+CLASSES = {"cris": CRIS, "lavt": LAVT, "magnet": MagNet, "cm_masksd": CMMaskSD, "mail": MaIL}
 
 
 def build(method: str, preset: str, **options) -> Method:
@@ -61,6 +64,7 @@ __all__ = [
     "CRIS",
     "LAVT",
     "CMMaskSD",
+    "MaIL",
     "MagNet",
     "build",
     "cm_masksd_b16",
@@ -72,5 +76,7 @@ __all__ = [
     "lavt_mini",
     "magnet",
     "magnet_mini",
+    "mail_b32",
+    "mail_mini",
     "part_options",
 ]

@@ -1,8 +1,10 @@
 """How the mini encoders came to know what things look like and what they are called.
 
 Each learns from RefMini scenes that no other split ever shows: CLIP's towers whose caption this is (`clip`),
-Swin what is in a picture (`swin`), BERT which word is missing (`bert`). What they learn from is a `Sample`
-without a mask, so `rislib.training.fit` does the work. This file keeps the result with its papers.
+Swin what is in a picture (`swin`), BERT which word is missing (`bert`), and ViLT that as well, before a
+picture, and whether a caption fits it (`vilt`). The segmenter learns where things end (`segmenter`). What
+they learn from is a `Sample` without a mask, so `rislib.training.fit` does the work. This file keeps the
+result with its papers.
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ from safetensors.torch import save_file
 from rislib.encoders import load_weights, shipped_file
 from rislib.encoders.bert import bert_mini
 from rislib.encoders.clip import clip_rn_mini, clip_vit_mini
+from rislib.encoders.segmenter import segmenter_mini
 from rislib.encoders.swin import swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.vilt import vilt_mini
 from rislib.pretraining.bert import MaskedWords
 from rislib.pretraining.clip import Contrastive, Student, vocabulary
 from rislib.pretraining.learner import Learner
 from rislib.pretraining.scenes import Scenes
+from rislib.pretraining.segmenter import Outlines
 from rislib.pretraining.swin import Presence
+from rislib.pretraining.vilt import WordsAndMatches
 from rislib.training import fit, provenance
 
 __all__ = [
@@ -32,9 +38,11 @@ __all__ = [
     "Contrastive",
     "Learner",
     "MaskedWords",
+    "Outlines",
     "Presence",
     "Scenes",
     "Student",
+    "WordsAndMatches",
     "pretrain",
     "vocabulary",
 ]
@@ -57,11 +65,18 @@ def _bert() -> MaskedWords:
     return MaskedWords(bert_mini(tokenizer.vocab_size, dropout=0.0), tokenizer)
 
 
+def _vilt() -> WordsAndMatches:
+    tokenizer = _tokenizer()
+    return WordsAndMatches(vilt_mini(tokenizer.vocab_size), tokenizer)
+
+
 BUILDERS: dict[str, Callable[[], Learner]] = {
     "clip-rn": lambda: _clip(clip_rn_mini),
     "clip-vit": lambda: _clip(clip_vit_mini, learning_rate=1e-3),
     "swin": lambda: Presence(swin_mini()),
     "bert": _bert,
+    "vilt": _vilt,
+    "segmenter": lambda: Outlines(segmenter_mini()),
 }
 
 
@@ -92,7 +107,7 @@ def pretrain(
     torch.manual_seed(seed)
     learner = BUILDERS[name]()
     if start is not None:
-        load_weights(learner.encoder, start)
+        learner.begin(start)
     if teacher is not None:
         other = BUILDERS[Path(teacher).stem]().encoder
         load_weights(other, teacher)

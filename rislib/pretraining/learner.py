@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from rislib.encoders import load_weights
 from rislib.nouns import Batch, Preprocessing
 from rislib.pretraining.scenes import Draw, Scenes
 from rislib.training import Recipe
@@ -38,6 +40,10 @@ class Learner(nn.Module, ABC):
     @abstractmethod
     def measure(self, samples: Scenes) -> dict:
         """What it learned, on scenes never trained on: for the record."""
+
+    def begin(self, weights: Path | str) -> None:
+        """Begin with the weights of an earlier pretraining."""
+        load_weights(self.encoder, weights)
 
     def finish(self, samples: Scenes) -> None:
         """Whatever is to be done to the encoder at the end. `samples` as in `measure`."""

@@ -1,0 +1,175 @@
+"""Vision-and-language pretraining (ViLT: Kim et al., ICML 2021, arXiv 2102.03334).
+
+Two questions: which word is missing, and does this caption fit this picture? Half of the captions do; the
+others are true of another picture, or lies about this one. Ours, as minutes are not weeks: both are asked in
+one pass. All captions have holes, as these would otherwise give the truth away, and in those that fit the
+missing words are asked for. Where a hole swallows the lie, nobody could tell; that is seldom.
+
+Whether a caption fits is answered twice: by the first token, as in ViLT, and by the best cell of the picture
+(as in `clip`), since what reads this network afterwards is its map of the picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rislib.data.batches import make_batch
+from rislib.encoders import clip
+from rislib.encoders.tokenizers import ClipTokenizer, hide_words
+from rislib.encoders.vilt import MEAN, STD, ViltEncoder
+from rislib.nouns import Batch, Preprocessing
+from rislib.pretraining.clip import captioned
+from rislib.pretraining.learner import Learner
+from rislib.pretraining.scenes import Scenes
+from rislib.training import Recipe
+
+SIZE = 96  # side of the pictures, pixels
+
+
+class WordsAndMatches(Learner):
+    """A ViLT with its heads. A sample's expression is a caption of its picture and, after a tab, its lie."""
+
+    recipe = Recipe(learning_rate=1e-3, weight_decay=0.05, warmup=0.05, batch_size=32, clip_norm=1.0)
+    preprocessing = Preprocessing(SIZE, "stretch", MEAN, STD)
+    draw = partial(captioned, bundles=6, captions=1, size=SIZE)
+
+    def __init__(self, encoder: ViltEncoder, tokenizer: ClipTokenizer) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        width = encoder.width
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(tokenizer.vocab_size))
+        self.whole, self.cells = nn.Linear(width, 1), nn.Linear(width, 1)
+
+    def begin(self, weights: Path | str) -> None:
+        """Begin as an earlier ViLT, or as a CLIP's ViT: ViLT itself began as one that knew pictures."""
+        if any(name.startswith("model.visual.") for name in load_file(weights)):
+            take_over(self.encoder, weights)
+        else:
+            super().begin(weights)
+
+    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions, each with its lie -> tokens (2 * B, L): first all captions, then all lies."""
+        captions, lies = zip(*(pair.split("\t") for pair in expressions), strict=True)
+        return self.tokenizer([*captions, *lies])
+
+    def forward(self, image: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """B pictures, and k texts of each -> states of all words, and logits: does the text fit?
+
+        tokens (k * B, L), first one of each picture, then another of each -> (k * B, L, width), and
+        {"global": (k * B,), "local": (k * B,)}, as the first token says it, and as the best cell does.
+        """
+        patches = self.encoder.embed_image(image).repeat(len(tokens) // len(image), 1, 1)
+        words, picture = self.encoder.encode_pairs(patches, tokens, token_mask)
+        by_cell = self.cells(picture[:, 1:])[:, :, 0].float()  # (k * B, h*w)
+        return words, {
+            "global": self.whole(words[:, 0])[:, 0].float(),
+            "local": by_cell.logsumexp(dim=1) - math.log(by_cell.shape[1]),  # near the best cell's
+        }
+
+    def guess(self, words: Tensor) -> Tensor:
+        """States of hidden words (N, width) -> logits over the vocabulary (N, V)."""
+        return (self.head(words) @ self.encoder.words.T + self.bias).float()
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy at hidden words of true captions, and of both answers whether a caption fits."""
+        captions, lies = batch.tokens.chunk(2)  # (B, L) each
+        mask, lie_mask = batch.token_mask.chunk(2)
+        lied = torch.rand(len(captions), 1, device=captions.device) < 0.5
+        wrong = torch.where(lied, lies, captions.roll(1, 0))
+        wrong_mask = torch.where(lied, lie_mask, mask.roll(1, 0))
+        tokens, asked = hide_words(torch.cat([captions, wrong]), self.tokenizer, self.tokenizer.vocab_size)
+        words, fits = self(batch.image, tokens, torch.cat([mask, wrong_mask]))
+
+        asked = asked[: len(captions)]
+        guessed = self.guess(words[: len(captions)][asked])
+        missing = F.cross_entropy(guessed, captions[asked], reduction="sum")
+        losses = {"masked_words": missing / asked.sum().clamp(min=1)}  # a short batch may ask for none
+        for name, logits in fits.items():
+            truth = torch.arange(len(logits), device=logits.device) < len(captions)
+            losses[f"{name}_match"] = F.binary_cross_entropy_with_logits(logits, truth.float())
+        return losses
+
+    @torch.inference_mode()
+    def measure(self, samples: Scenes) -> dict:
+        """Percent right: of hidden words, and the same before another scene's picture; of matches.
+
+        Half of those asked for a match are the picture's own captions, half lies, or half another scene's.
+        """
+        self.eval()
+        device = next(self.parameters()).device
+        torch.manual_seed(0)
+        right: dict[str, list[Tensor]] = defaultdict(list)
+        firsts = samples.firsts()
+        for start in range(0, len(firsts), 64):
+            batch = make_batch(firsts[start : start + 64], self.preprocessing, self.tokenize).to(device)
+            (captions, lies), (mask, lie_mask) = batch.tokens.chunk(2), batch.token_mask.chunk(2)
+            texts = torch.cat([captions, lies, captions.roll(1, 0)])
+            _, fits = self(batch.image, texts, torch.cat([mask, lie_mask, mask.roll(1, 0)]))
+            for name, logits in fits.items():
+                own, lie, other = logits.chunk(3)
+                right[f"{name}_lie"] += [own > 0, lie <= 0]
+                right[f"{name}_other"] += [own > 0, other <= 0]
+            hidden, asked = hide_words(
+                captions, self.tokenizer, self.tokenizer.vocab_size, masked=1.0, random=0.0
+            )
+            for name, image in (("own", batch.image), ("other", batch.image.roll(1, 0))):
+                guesses = self.guess(self(image, hidden, mask)[0][asked]).argmax(dim=1)
+                right[f"words_{name}"].append(guesses == captions[asked])
+        percent = {name: round(100 * torch.cat(of).float().mean().item(), 2) for name, of in right.items()}
+        return {
+            "hidden_words": {
+                "asked": sum(map(len, right["words_own"])),
+                "percent_right": percent.pop("words_own"),
+                "percent_right_before_another_picture": percent.pop("words_other"),
+            },
+            "match_percent_right": percent,
+        }
+
+
+@torch.no_grad()
+def take_over(encoder: ViltEncoder, weights: Path | str) -> None:
+    """The image tower of a CLIP of the same shape becomes the encoder. Words and types stay as they are.
+
+    Its norm before the first block is left out: it hardly changes anything, and words would have none.
+    """
+    tower = {
+        name.removeprefix("model.visual."): x.float()
+        for name, x in load_file(weights).items()
+        if name.startswith("model.visual.")
+    }
+    embeddings = encoder.model.embeddings
+    # Pictures are normalised otherwise there: its pixels are scale * ours + shift, channel by channel.
+    mean, std = (torch.tensor(x)[:, None, None] for x in (clip.MEAN, clip.STD))
+    scale, shift = STD[0] / std, (MEAN[0] - mean) / std
+    projection = embeddings.patch_embeddings.projection
+    projection.weight.copy_(tower["conv1.weight"] * scale)
+    projection.bias.copy_((tower["conv1.weight"] * shift).sum(dim=(1, 2, 3)))
+    embeddings.cls_token[0, 0].copy_(tower["class_embedding"])
+    embeddings.position_embeddings[0].copy_(tower["positional_embedding"])
+    for i, block in enumerate(encoder.model.encoder.layer):
+        attention, there = block.attention.attention, f"transformer.resblocks.{i}"
+        for kind in ("weight", "bias"):
+            parts = tower[f"{there}.attn.in_proj_{kind}"].chunk(3)
+            for linear, part in zip((attention.query, attention.key, attention.value), parts, strict=True):
+                getattr(linear, kind).copy_(part)
+            for module, name in (
+                (block.layernorm_before, "ln_1"),
+                (block.attention.output.dense, "attn.out_proj"),
+                (block.layernorm_after, "ln_2"),
+                (block.intermediate.dense, "mlp.c_fc"),
+                (block.output.dense, "mlp.c_proj"),
+            ):
+                getattr(module, kind).copy_(tower[f"{there}.{name}.{kind}"])
+    encoder.model.layernorm.weight.copy_(tower["ln_post.weight"])
+    encoder.model.layernorm.bias.copy_(tower["ln_post.bias"])

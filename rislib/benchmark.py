@@ -206,10 +206,15 @@ def benchmark(
 
 
 def random_batch(method: Method, batch: int, *, channels_last: bool = False) -> Batch:
-    """Noise at the method's size, and words up to its tokenizer's length: no vocabulary file is needed."""
+    """Noise at the method's size, and words up to its tokenizer's length: no vocabulary file is needed.
+
+    A method that reads instance masks gets as many as it can take.
+    """
     size, length = method.preprocessing.size, method.tokenizer.context_length
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    masks = (batch, getattr(method, "instances", 0), size, size)
     return Batch(
+        instances=(torch.rand(masks) > 0.5).float() if method.reads_instances else None,
         image=torch.randn(batch, 3, size, size).contiguous(memory_format=layout),
         tokens=torch.randint(1, 100, (batch, length)),  # every vocabulary has these, RefMini's few more
         token_mask=torch.ones(batch, length, dtype=torch.bool),
@@ -222,7 +227,7 @@ def forward_step(method: Method, *, compile: bool = False) -> Callable[[Batch], 
     method.eval()
     if compile:
         method.compile()
-    return lambda batch: method(batch.image, batch.tokens, batch.token_mask)
+    return lambda batch: method(batch.image, batch.tokens, batch.token_mask, batch.instances)
 
 
 def train_step(

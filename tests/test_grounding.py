@@ -17,14 +17,14 @@ from torch import Tensor
 
 from rislib.encoders.bert import WordPieceTokenizer
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.methods import BUILDERS, build, part_options
+from rislib.methods import BUILDERS, CLASSES, build, part_options
 from rislib.methods.grounding import IGNORED, MaskGrounding, centre
 from rislib.nouns import Batch, Method, Reading
 from rislib.training import MINI
 from rislib.training.order import seed_step
 from rislib.training.recipe import parameter_groups
 
-MINIS = [name for name, preset in BUILDERS if preset == "mini"]
+MINIS = [name for name, preset in BUILDERS if preset == "mini" and "mask_grounding" in CLASSES[name].parts]
 OFTEN = {"ratio": 0.5, "at_least_one": True}
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from rislib.data import RefDataset, make_batch, open_split
 from rislib.data.refmini import CATEGORIES, COLOURS
 from rislib.methods import CMMaskSD, cm_masksd_mini
-from rislib.methods.cm_masksd import ranks
+from rislib.methods.cm_masksd import rate_patches
 from rislib.training import fit, mini_recipe, provenance
 
 KINDS = {"colour": COLOURS, "name": CATEGORIES, "place": ("left", "right", "top", "bottom", "middle")}
@@ -30,25 +30,21 @@ KINDS = {"colour": COLOURS, "name": CATEGORIES, "place": ("left", "right", "top"
 def look(network: CMMaskSD, samples: RefDataset) -> dict:
     """Of all masks, the percentage under the chosen patches; the kinds of chosen words, in percent."""
     covered, words, chosen_words = [], Counter(), Counter()
-    top_words = network.vmlsd.share
-    network.vmlsd.share = 1.0  # all of the K words, not alpha of them
     for start in range(0, len(samples), 60):
         batch = make_batch(
             [samples[i] for i in range(start, start + 60)], network.preprocessing, network.tokenize
         )
         picture = network.encode_image(batch.image)
         reading = network.read(picture, batch.tokens, batch.token_mask)
-        score = F.cosine_similarity(picture.dense, reading.sentence[:, :, None, None], dim=1)  # (B, h, w)
-        order = ranks(-score.flatten(1), torch.ones_like(score, dtype=torch.bool).flatten(1))  # (B, h*w)
-        chosen = order < network.lmvsd.top * order.shape[1]
-        area = F.adaptive_avg_pool2d(batch.mask, score.shape[1:]).flatten(1)  # (B, h*w)
+        chosen = network.lmvsd.best(*rate_patches(picture, reading))  # (B, h*w)
+        area = F.adaptive_avg_pool2d(batch.mask, picture.dense.shape[2:]).flatten(1)  # (B, h*w)
         covered += ((area * chosen).sum(1) / area.sum(1)).tolist()
-        for tokens, picks in zip(batch.tokens, network.choose_words(picture, reading, batch), strict=True):
+        best = network.vmlsd.best(*network.rate_words(picture, reading, batch))  # (B, L)
+        for tokens, picks in zip(batch.tokens, best, strict=True):
             for token, pick in zip(tokens.tolist(), picks.tolist(), strict=True):
                 kind = kind_of(network.tokenizer.decode([token]))
                 words[kind] += token not in (0, network.tokenizer.sot, network.tokenizer.eot)
                 chosen_words[kind] += pick
-    network.vmlsd.share = top_words
     return {
         "percent_of_mask_chosen": round(100 * sum(covered) / len(covered), 2),
         "words": {kind: share(chosen_words, kind) for kind in (*KINDS, "other")},

@@ -212,9 +212,11 @@ def random_batch(method: Method, batch: int, *, channels_last: bool = False) -> 
     """
     size, length = method.preprocessing.size, method.tokenizer.context_length
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    masks = (batch, getattr(method, "instances", 0), size, size)
+    instances = None
+    if method.reads_instances:
+        instances = (torch.rand(batch, method.instances, size, size) > 0.5).float()
     return Batch(
-        instances=(torch.rand(masks) > 0.5).float() if method.reads_instances else None,
+        instances=instances,
         image=torch.randn(batch, 3, size, size).contiguous(memory_format=layout),
         tokens=torch.randint(1, 100, (batch, length)),  # every vocabulary has these, RefMini's few more
         token_mask=torch.ones(batch, length, dtype=torch.bool),

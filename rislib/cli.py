@@ -246,7 +246,7 @@ def pretrain(
 @app.command()
 def bench(
     method: Annotated[
-        str, typer.Option(help="cris_r50, cris_r101, lavt, magnet, cm_masksd_b16, or cris_mini and so on.")
+        str, typer.Option(help="cris_r50, cris_r101, lavt, magnet, cm_masksd_b16, mail_b32; cris_mini, ...")
     ],
     without: Annotated[str, typer.Option(help="Parts to leave out, with commas: lmvsd,vmlsd.")] = "",
     mode: Annotated[str, typer.Option(help="forward or train.")] = "forward",

@@ -37,7 +37,9 @@ class Sample:
     split: str
     category: str
     kind: str | None = None  # what the expression turns on (colour, relation, ...), where known
-    instances: np.ndarray | None = None  # (N, H, W) bool, masks of things in the picture, best first
+    instances: np.ndarray | None = (
+        None  # (N, H, W) bool, masks of things in the picture, in their source's order
+    )
 
 
 @dataclass(frozen=True)

@@ -184,3 +184,15 @@ def test_only_the_student_s_image_tower_learns_and_the_teacher_stays_in_eval_mod
     mean = told.dense.mean(dim=(0, 2, 3), keepdim=True)
     expected = (cells - told.dense).square().sum() / (told.dense - mean).square().sum()
     torch.testing.assert_close(losses["dense"], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("bert", {"teacher": "clip-rn.safetensors"}, "bert cannot learn from another CLIP"),
+        ("clip-rn", {"compile": True}, "only the blocks of clip-vit"),
+    ],
+)
+def test_options_that_do_not_fit_the_tower_are_refused(name, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pretrain(name, minutes=0.01, out=tmp_path, **options)

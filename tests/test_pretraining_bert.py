@@ -127,9 +127,9 @@ def test_loss_equals_a_naive_loop(model, monkeypatch):
         for row, column in asked.nonzero().tolist():
             length = int(token_mask[row].sum())
             states = model.encoder(masked[row : row + 1, :length], token_mask[row : row + 1, :length])
-            x = model.head(states[0, column])
+            x = model.head.transform(states[0, column])
             table = model.encoder.model.embeddings.word_embeddings.weight
-            scores = torch.stack([x @ word + b for word, b in zip(table, model.bias, strict=True)])
+            scores = torch.stack([x @ word + b for word, b in zip(table, model.head.bias, strict=True)])
             terms.append(-scores.log_softmax(0)[tokens[row, column]])
     torch.testing.assert_close(loss, torch.stack(terms).mean())
 

@@ -89,8 +89,8 @@ def test_losses_equal_a_naive_loop(model, batch, monkeypatch) -> None:
                 fits[name].append(-math.log(probability if row < 4 else 1 - probability))
             for column in range(length):
                 if asked[row, column] and row < 4:
-                    x = model.head(states[0, column])
-                    scores = model.encoder.words @ x + model.bias
+                    x = model.head.transform(states[0, column])
+                    scores = model.encoder.words @ x + model.head.bias
                     words.append(-scores.log_softmax(0)[texts[row, column]].item())
     assert len(words) == 5
     assert losses["masked_words"].item() == pytest.approx(sum(words) / 5, rel=1e-3)

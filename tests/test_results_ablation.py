@@ -43,6 +43,7 @@ def test_it_writes_every_run_and_goes_on_where_it_stopped(script: ModuleType, wo
         assert {"mIoU", "oIoU", "command", "commit", "machine"} <= run.keys()
     assert first["full"]["parameters"] > first["no_decoder"]["parameters"]
     assert "hidden_words" not in first["full"]
+    assert (first["full"]["share"], first["no_decoder"]["share"]) == (1.0, 0.5)
     assert first["no_decoder"]["hidden_words"]["colour"]["asked"] > 0
 
     script.ablate(out, script.Study(24, full), data=str(world), seeds=(0, 1))

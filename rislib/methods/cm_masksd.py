@@ -251,17 +251,19 @@ class CMMaskSD(Method):
 
     def choose_patches(self, picture: PictureFeatures, reading: Reading) -> Tensor:
         """LMVSD's choice: (B, h*w) bool, True where the patch is to be masked."""
-        dense = picture.dense.flatten(2)  # (B, C, h*w)
-        score = F.cosine_similarity(dense, reading.sentence[:, :, None], dim=1)  # (B, h*w)
-        return self.lmvsd.choose(score, torch.ones_like(score, dtype=torch.bool))
+        return self.lmvsd.choose(*rate_patches(picture, reading))
 
     def choose_words(self, picture: PictureFeatures, reading: Reading, batch: Batch) -> Tensor:
         """VMLSD's choice: (B, L) bool, True where the word is to be masked; never the only one there is."""
+        return self.vmlsd.choose(*self.rate_words(picture, reading, batch))
+
+    def rate_words(self, picture: PictureFeatures, reading: Reading, batch: Batch) -> tuple[Tensor, Tensor]:
+        """How much each word is about the picture (B, L), and which may be masked (B, L) bool."""
         words = reading.words @ self.clip.model.text_projection  # (B, L, C)
         score = F.cosine_similarity(words, picture.vector[:, None], dim=2)  # (B, L)
         ends = (batch.tokens == self.tokenizer.sot) | (batch.tokens == self.tokenizer.eot)
         eligible = batch.token_mask.bool() & ~ends
-        return self.vmlsd.choose(score, eligible & (eligible.sum(dim=1, keepdim=True) > 1))
+        return score, eligible & (eligible.sum(dim=1, keepdim=True) > 1)
 
     def without_words(
         self, chosen: Tensor, picture: PictureFeatures, tokens: Tensor
@@ -278,6 +280,16 @@ class CMMaskSD(Method):
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """CLIP's."""
         return self.clip.parameters()
+
+
+def rate_patches(picture: PictureFeatures, reading: Reading) -> tuple[Tensor, Tensor]:
+    """How much each patch is about the sentence (B, h*w), and which may be masked: all, (B, h*w) bool."""
+    dense = picture.dense.flatten(2)  # (B, C, h*w)
+    score = F.cosine_similarity(dense, reading.sentence[:, :, None], dim=1)  # (B, h*w)
+    return score, torch.ones_like(score, dtype=torch.bool)
+
+
+SLACK = 1e-4  # 10 % of 30 are 3, also in floating point
 
 
 class Masking(nn.Module):
@@ -298,14 +310,17 @@ class Masking(nn.Module):
 
     @torch.no_grad()
     def choose(self, score: Tensor, eligible: Tensor) -> Tensor:
-        """score (B, N), eligible (B, N) bool -> (B, N) bool: some of the K that score highest."""
-        score = score if self.guided else torch.rand_like(score)
-        slack = 1e-4  # 10 % of 30 are 3, also in floating point
-        k = (self.top * eligible.sum(dim=1) - slack).ceil()  # (B,)
-        count = (self.share * k + slack).floor().clamp(min=1).minimum(k)
-        candidates = ranks(-score.float(), eligible) < k[:, None]
+        """score (B, N), eligible (B, N) bool -> (B, N) bool: alpha, by lot, of the K that score highest."""
+        candidates = self.best(score if self.guided else torch.rand_like(score), eligible)
+        k = candidates.sum(dim=1)  # (B,)
+        count = (self.share * k + SLACK).floor().clamp(min=1).minimum(k)
         lot = torch.rand(score.shape, device=score.device)
         return ranks(lot, candidates) < count[:, None]
+
+    def best(self, score: Tensor, eligible: Tensor) -> Tensor:
+        """The K that score highest: (B, N) bool."""
+        k = (self.top * eligible.sum(dim=1) - SLACK).ceil()  # (B,)
+        return ranks(-score.float(), eligible) < k[:, None]
 
     def forward(self, tokens: Tensor, chosen: Tensor) -> Tensor:
         """tokens (B, N, width), chosen (B, N) bool -> the same tokens, others where they are chosen."""

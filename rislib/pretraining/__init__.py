@@ -97,12 +97,19 @@ def pretrain(
 
     The training itself is kept in runs/pretrain-NAME, from where `resume` goes on. `start` takes the weights
     of an earlier pretraining, whose record then stands in the new one. With `teacher`, the weights of
-    another CLIP, a CLIP learns to see what that one sees (`Student`). `compile` compiles the blocks of a ViT:
-    worth its minute from some ten minutes on, if there is a C++ compiler.
+    another CLIP, a CLIP learns to see what that one sees (`Student`). `compile` compiles the blocks of
+    clip-vit's image tower: worth its minute from some ten minutes on, if there is a C++ compiler.
 
     Returns what was measured on `test_scenes` scenes never trained on. The JSON holds that, too, and recipe,
     seed, machine and learning curve.
+
+    Raises:
+        ValueError: a teacher for what is no CLIP, or no ViT to compile.
     """
+    if teacher is not None and not name.startswith("clip-"):
+        raise ValueError(f"{name} cannot learn from another CLIP: it is none")
+    if compile and name != "clip-vit":
+        raise ValueError(f"only the blocks of clip-vit can be compiled, not those of {name}")
     origin = provenance()  # now: the commit may be another one when the training ends
     torch.manual_seed(seed)
     learner = BUILDERS[name]()

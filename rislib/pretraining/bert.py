@@ -36,6 +36,19 @@ def spoken(seed: str) -> tuple[np.ndarray, list[str]]:
     return BLANK, ["\n".join(said)]
 
 
+class WordHead(nn.Module):
+    """Guesses words from their states, with the embeddings that it is handed as last layer."""
+
+    def __init__(self, width: int, words: int) -> None:
+        super().__init__()
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(words))
+
+    def forward(self, x: Tensor, embeddings: Tensor) -> Tensor:
+        """States (N, width), embeddings (V, width) -> logits over the vocabulary (N, V), float32."""
+        return (self.transform(x) @ embeddings.T + self.bias).float()
+
+
 class MaskedWords(Learner):
     """A BERT with the head that guesses words. A sample's expression holds many sentences, a line each.
 
@@ -51,18 +64,15 @@ class MaskedWords(Learner):
         super().__init__()
         self.encoder = encoder
         self.tokenizer = tokenizer
-        width = encoder.width
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.bias = nn.Parameter(torch.zeros(tokenizer.vocab_size))
+        self.head = WordHead(encoder.width, tokenizer.vocab_size)
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer([sentence for lines in expressions for sentence in lines.split("\n")])
 
     def forward(self, tokens: Tensor, token_mask: Tensor, asked: Tensor) -> Tensor:
         """tokens (B, L), asked (B, L) bool -> logits over the vocabulary (number asked, V)."""
-        x = self.head(self.encoder(tokens, token_mask)[asked])
         words = self.encoder.model.embeddings.word_embeddings.weight  # (V, width)
-        return (x @ words.T + self.bias).float()
+        return self.head(self.encoder(tokens, token_mask)[asked], words)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy at the words that are asked for; those that nobody asks for teach nothing."""

@@ -77,7 +77,7 @@ STUDIES = {
         },
     ),
     "masksd": Study(
-        6000,
+        5000,
         {
             "plain": Variant("cm_masksd", PLAIN),
             "lmvsd": Variant("cm_masksd", {"vmlsd": 0.0}),
@@ -85,16 +85,18 @@ STUDIES = {
             "both": Variant("cm_masksd", {}),
             "both random": Variant("cm_masksd", {"guided": False}),
             "both V2": Variant("cm_masksd", {"wiring": "V2"}),
-            "both flowing": Variant("cm_masksd", {"stop_gradient": False}),
             "plain 10 %": Variant("cm_masksd", PLAIN, 0.1),
             "both 10 %": Variant("cm_masksd", {}, 0.1),
+            "plain N1": Variant("cm_masksd", {**PLAIN, "neck": "N1"}),
+            "plain N2": Variant("cm_masksd", {**PLAIN, "neck": "N2", "wiring": "V2"}),
+            "both flowing": Variant("cm_masksd", {"stop_gradient": False}),
         },
     ),
     "masksd_grid": Study(
-        3000,
+        2500,  # of LMVSD alone, as K and alpha are of its patches
         {
             f"K {k} % alpha {alpha} %": Variant(
-                "cm_masksd", {"top_patches": k / 100, "masked_patches": alpha / 100}
+                "cm_masksd", {"vmlsd": 0.0, "top_patches": k / 100, "masked_patches": alpha / 100}
             )
             for k in (10, 25, 50, 100)
             for alpha in (25, 50, 75, 100)

@@ -31,7 +31,7 @@ from rislib.nouns import Batch, Method
 from rislib.training.order import seed_step
 
 PLAIN = {"lmvsd": 0.0, "vmlsd": 0.0}
-WIRINGS = [{"wiring": "V1"}, {"wiring": "V2"}, {"wiring": "V2", "neck": "N2"}]
+WIRINGS = [{"neck": "N1"}, {"neck": "N1+"}, {"neck": "N1+", "wiring": "V2"}, {"neck": "N2", "wiring": "V2"}]
 
 
 @pytest.fixture(scope="module")
@@ -199,17 +199,25 @@ def test_what_is_masked_is_a_function_of_seed_and_step(make) -> None:
 
 @pytest.mark.parametrize("kind", ["bce", "mse"])
 @pytest.mark.parametrize("wiring", ["V1", "V2"])
+@pytest.mark.parametrize("plus", ["", "+"])
 @torch.no_grad()
-def test_losses_equal_a_naive_loop_over_samples(make, wiring: str, kind: str) -> None:
+def test_losses_equal_a_naive_loop_over_samples(make, plus: str, wiring: str, kind: str) -> None:
     """In eval mode: batch norm would tie the samples together."""
-    model = randomise(make(wiring=wiring, divergence=kind, lmvsd=0.7, vmlsd=0.4, dice=0.0))
+    options = {"neck": f"N1{plus}", "wiring": wiring, "divergence": kind, "lmvsd": 0.7, "vmlsd": 0.4}
+    model = randomise(make(**options, dice=0.0))
     batch = mini_batch(model, size=32)
     losses, masked = losses_of(model, batch), masked_in(model, batch)
     clip, neck = model.clip, model.neck
 
-    def mixed(local: Tensor, vector: Tensor) -> Tensor:
-        rows = [neck.out(neck.local(x) * neck.vector(vector)) + x for x in local]
-        return torch.stack([neck.norm(row) for row in rows])
+    def mixed(local: Tensor, vector: Tensor, levels: Tensor | None = None) -> Tensor:
+        rows = []
+        for i, token in enumerate(local):
+            x = token if levels is None or not plus else token + neck.connect(levels[i])
+            row = neck.out(neck.local(x) * neck.vector(vector)) + x
+            if plus:
+                row = row + token @ vector / token.norm() / vector.norm() * neck.alike
+            rows.append(neck.norm(row))
+        return torch.stack(rows)
 
     def logits(local: Tensor, words: Tensor) -> Tensor:
         """(16, C), (L, text_width) -> a flat map."""
@@ -217,31 +225,33 @@ def test_losses_equal_a_naive_loop_over_samples(make, wiring: str, kind: str) ->
         every = torch.ones(1, len(words), dtype=torch.bool)
         return model.head(model.decoder(x, words[None], every)).flatten().double()
 
-    def picture_of(patches: Tensor) -> tuple[Tensor, Tensor]:
-        seen = clip.encode_patches(patches[None], (32, 32))
-        return seen.dense[0].flatten(1).T, seen.vector[0]
+    def picture_of(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = clip.encode_patches(patches[None], (32, 32), (2, 4))
+        levels = torch.cat([stage[0].flatten(1).T for stage in seen.stages], dim=1)
+        return seen.dense[0].flatten(1).T, seen.vector[0], levels
 
     terms = {"segmentation": [], "lmvsd": [], "vmlsd": []}
     for b in range(4):
         tokens = batch.tokens[b][batch.token_mask[b]]  # no padding, so that it need not be masked
         embedded, patches = clip.model.token_embedding(tokens), clip.embed_patches(batch.image[b : b + 1])[0]
         text = clip.encode_words(embedded[None], tokens[None])
-        local, vector = picture_of(patches)
-        main = logits(mixed(local, text.sentence[0]), text.words[0])
+        local, vector, levels = picture_of(patches)
+        main = logits(mixed(local, text.sentence[0], levels), text.words[0])
         truth = F.interpolate(batch.mask[b : b + 1], (16, 16), mode="area").flatten()
         students = {}
 
         for i in range(16):
             if masked["lmvsd"][b, i]:
                 patches[i] = model.lmvsd.embedding
-        students["lmvsd"] = logits(mixed(picture_of(patches)[0], text.sentence[0]), text.words[0])
+        holes, _, holes_levels = picture_of(patches)
+        students["lmvsd"] = logits(mixed(holes, text.sentence[0], holes_levels), text.words[0])
 
         for i in range(len(tokens)):
             if masked["vmlsd"][b, i]:
                 embedded[i] = model.vmlsd.embedding
         text = clip.encode_words(embedded[None], tokens[None])
         if wiring == "V2":
-            students["vmlsd"] = logits(mixed(local, text.sentence[0]), text.words[0])
+            students["vmlsd"] = logits(mixed(local, text.sentence[0], levels), text.words[0])
         else:
             into, back = model.coordination["picture"], model.coordination["words"]
             words = mixed(text.words[0] @ clip.model.text_projection, into(vector))
@@ -329,7 +339,7 @@ def test_running_statistics_are_those_of_a_training_without_branches(make, optio
         after.append(
             {key: x for key, x in model.state_dict().items() if "running" in key or "tracked" in key}
         )
-    assert len(after[0]) == (6 if "neck" not in options else 6 + 3 * 13)
+    assert len(after[0]) == (6 + 3 * 13 if options["neck"] == "N2" else 6)
     for key, tensor in after[1].items():
         torch.testing.assert_close(after[0][key], tensor)
         assert "tracked" not in key or tensor == 1
@@ -424,10 +434,11 @@ def test_full_size_masks_84_patches_of_676() -> None:
     assert masking.choose(score, score.isfinite()).sum(dim=1).tolist() == [84, 84]
 
 
+@pytest.mark.parametrize("neck", ["N1+", "N2"])
 @torch.no_grad()
-def test_the_neck_of_levels_reads_each_of_them(make) -> None:
-    model = randomise(make(neck="N2", wiring="V2"))
-    assert isinstance(model.neck, LevelNeck)
+def test_necks_of_levels_read_each_of_them(make, neck: str) -> None:
+    model = randomise(make(neck=neck, wiring="V2"))
+    assert isinstance(model.neck, LevelNeck) == (neck == "N2")
     batch = mini_batch(model, size=32)
     picture, text = model.encode_image(batch.image), model.clip.encode_text(batch.tokens)
     visual, after = model.clip.model.visual, []
@@ -455,7 +466,7 @@ def test_the_neck_of_levels_reads_each_of_them(make) -> None:
     ("options", "message"),
     [
         ({"neck": "N2"}, "N2 fuses maps: use V2"),
-        ({"neck": "N3"}, "N1, N2 was expected, not 'N3'"),
+        ({"neck": "N3"}, r"N1, N1\+, N2 was expected, not 'N3'"),
         ({"wiring": "V3"}, "'V3'"),
         ({"replacement": "noise"}, "'noise'"),
         ({"divergence": "kl"}, "'kl'"),

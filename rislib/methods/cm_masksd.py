@@ -40,8 +40,9 @@ No code was ever released, and of the paper only overview figure, abstract and a
               class token, start, end, padding; no VMLSD for sentences of one word: nothing would be left
     ours      K is rounded up and alpha's share of it down, to one at least (84 of 676 patches). Words go
               through the shared space into the neck, too. CLIP's position table stays as it is, and is
-              resized in each pass. One pass of the decoder for all branches. Off unless asked for: Dice, for
-              trainings of minutes; mask grounding, which is MagNet's
+              resized in each pass. One pass of the decoder for all branches. Off unless asked for: neck
+              "N1+", which hears how much each token is like the vector, and sees earlier blocks of the ViT
+              (as CRIS's Connect); Dice, for trainings of minutes; mask grounding, which is MagNet's
 
 Unknown, wherever our numbers stand: ViT and resolution, K and alpha, D and the weights, neck, VMLSD's wiring,
 what stands in for masked tokens, the training recipe.
@@ -75,7 +76,7 @@ class PictureFeatures:
     patches: Tensor  # (B, h*w, width of the ViT), P: embedded, places not yet added
     dense: Tensor  # (B, C, h, w), V
     vector: Tensor  # (B, C), v
-    levels: Tensor | None  # (B, 2, width of the ViT, h, w), earlier blocks; neck N2 alone reads them
+    levels: Tensor | None  # (B, 2, width of the ViT, h, w), earlier blocks, which N1+ and N2 read
 
 
 class CMMaskSD(Method):
@@ -85,8 +86,8 @@ class CMMaskSD(Method):
         clip: both towers.
         tokenizer: sentences -> tokens, as `clip` was trained on them.
         size: side of the square input, pixels, a multiple of the patch size.
-        neck: "N1" or "N2" (see above).
-        blocks: the two blocks of the ViT that N2 reads beside V, counted from 1.
+        neck: "N1", "N1+" or "N2" (see above).
+        blocks: the two blocks of the ViT that N1+ and N2 read beside V, counted from 1.
         decoder_layers, decoder_heads, decoder_ffn, dropout: of the decoder.
         head_widths: channels of the head's convolutions 3x3. Each of them follows a doubling of the map.
         head_kernel: size of the head's last convolution. With few channels, 1x1 finds its scale slowly.
@@ -120,7 +121,7 @@ class CMMaskSD(Method):
         tokenizer: ClipTokenizer,
         *,
         size: int = 416,
-        neck: Literal["N1", "N2"] = "N1",
+        neck: Literal["N1", "N1+", "N2"] = "N1",
         blocks: tuple[int, int] = (4, 8),
         decoder_layers: int = 3,
         decoder_heads: int = 8,
@@ -148,7 +149,7 @@ class CMMaskSD(Method):
         if clip.stage_widths:
             raise ValueError("CM-MaskSD masks patches: its CLIP needs a ViT as image tower, not a ResNet")
         for name, choices in (
-            (neck, ("N1", "N2")),
+            (neck, ("N1", "N1+", "N2")),
             (wiring, ("V1", "V2")),
             (replacement, ("learned", "zero")),
             (divergence, ("bce", "mse")),
@@ -160,13 +161,16 @@ class CMMaskSD(Method):
         width, text_width, patch_width = clip.embed_dim, clip.text_width, clip.patch_width
         self.preprocessing = Preprocessing(size=size, resize="letterbox", mean=towers.MEAN, std=towers.STD)
         self.tokenizer = tokenizer
-        self.blocks = blocks if neck == "N2" else ()
+        self.blocks = () if neck == "N1" else blocks
         self.dice, self.mask_resize = dice, mask_resize
         self.weights = {"lmvsd": lmvsd, "vmlsd": vmlsd}
         self.divergence, self.stop_gradient = divergence, stop_gradient
         self.clip = clip
         self.clip.model.logit_scale.requires_grad_(False)  # only contrastive pretraining reads it
-        self.neck = Neck(width) if neck == "N1" else LevelNeck(patch_width, width)
+        if neck == "N2":
+            self.neck = LevelNeck(patch_width, width)
+        else:
+            self.neck = Neck(width, patch_width if neck == "N1+" else None)
         self.decoder = Decoder(width, text_width, decoder_layers, decoder_heads, decoder_ffn, dropout)
         self.head = mask_head(width, head_widths, head_kernel)
         self.grounding = self.lmvsd = self.vmlsd = self.coordination = None
@@ -358,23 +362,44 @@ def no_running_statistics(part: nn.Module) -> Iterator[None]:
 
 
 class Neck(nn.Module):
-    """N1: multiplies one modality's vector into each token of the other."""
+    """N1: multiplies one modality's vector into each token of the other.
 
-    def __init__(self, width: int) -> None:
+    Args:
+        width: of CLIP's space.
+        patch_width: of the ViT, whose earlier blocks N1+ sees: l + Linear(LN(blocks)) stands in l's place,
+            and before the last norm cos(l, g) is added, times a learned vector. None: N1.
+    """
+
+    def __init__(self, width: int, patch_width: int | None = None) -> None:
         super().__init__()
         self.local = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.vector = nn.Sequential(nn.Linear(width, width), nn.ReLU())
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
+        self.connect = self.alike = None
+        if patch_width is not None:
+            self.connect = nn.Sequential(nn.LayerNorm(2 * patch_width), nn.Linear(2 * patch_width, width))
+            self.alike = nn.Parameter(2 * torch.randn(width))
 
     def forward(self, picture: PictureFeatures, sentence: Tensor) -> Tensor:
         """PictureFeatures, sentence (B, width) -> (B, width, h, w)."""
-        x = self.mix(picture.dense.flatten(2).transpose(1, 2), sentence)  # (B, h*w, width)
+        earlier = None
+        if self.connect is not None:
+            levels = picture.levels.flatten(1, 2).flatten(2)  # (B, 2 * width of the ViT, h*w)
+            earlier = self.connect(levels.transpose(1, 2))  # (B, h*w, width)
+        x = self.mix(picture.dense.flatten(2).transpose(1, 2), sentence, earlier)  # (B, h*w, width)
         return x.transpose(1, 2).unflatten(2, picture.dense.shape[2:])
 
-    def mix(self, local: Tensor, vector: Tensor) -> Tensor:
-        """Patches or words (B, N, width), the other modality's vector (B, width) -> (B, N, width)."""
-        return self.norm(self.out(self.local(local) * self.vector(vector)[:, None]) + local)
+    def mix(self, local: Tensor, vector: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """Patches or words (B, N, width), the other modality's vector (B, width) -> (B, N, width).
+
+        `earlier` (B, N, width), of earlier blocks, is added to the former.
+        """
+        x = local if earlier is None else local + earlier
+        x = self.out(self.local(x) * self.vector(vector)[:, None]) + x
+        if self.alike is not None:
+            x = x + F.cosine_similarity(local, vector[:, None], dim=2)[:, :, None] * self.alike
+        return self.norm(x)
 
 
 class LevelNeck(cris.Neck):
@@ -433,6 +458,7 @@ def cm_masksd_mini(pretrained: bool = True, *, vocabulary: str | Path | None = N
     clip = towers.clip_vit_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,
+        "neck": "N1+",
         "blocks": (2, 4),
         "decoder_layers": 2,
         "decoder_heads": 4,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rislib.data import open_split
+from rislib.data import open_split, with_instances
 from rislib.data.refmini import CATEGORIES, COLOURS
 from rislib.evaluation import CRIS_2022, evaluate, hidden_words
 from rislib.methods import build
@@ -33,6 +33,7 @@ class Variant(NamedTuple):
     method: str
     options: dict[str, Any]  # of its builder
     share: float = 1.0  # of the training pictures, the first ones
+    instances: str = "none"  # where the masks of things come from, as in `with_instances`
 
 
 NONE = {"pyramid": (), "mask_grounding": 0.0, "cal": 0.0}
@@ -102,6 +103,19 @@ STUDIES = {
             for alpha in (25, 50, 75, 100)
         },
     ),
+    "mail": Study(
+        5000,
+        {
+            "none": Variant("mail", {"instances": 0}),
+            "proposals": Variant("mail", {}, instances="proposals"),
+            "oracle": Variant("mail", {}, instances="oracle"),
+            "proposals no selection": Variant("mail", {"selection": None}, instances="proposals"),
+            "proposals from scratch": Variant("mail", {"pretrained": False}, instances="proposals"),
+            "none from scratch": Variant("mail", {"instances": 0, "pretrained": False}),
+            "proposals tokens B": Variant("mail", {"mask_tokens": "B"}, instances="proposals"),
+            "proposals selection loss": Variant("mail", {"selection_loss": 0.1}, instances="proposals"),
+        },
+    ),
 }
 
 
@@ -155,7 +169,7 @@ def train_and_measure(variant: Variant, data: str, samples: int, seed: int) -> d
     """One run, and what it says on val; with mask grounding, also the words it guesses in a third of that."""
     torch.manual_seed(seed)
     network = build(variant.method, "mini", **variant.options)
-    train, val = open_split(data, "train"), open_split(data, "val")
+    train, val = (with_instances(open_split(data, split), variant.instances) for split in ("train", "val"))
     with tempfile.TemporaryDirectory() as folder:
         trained = fit(
             network,

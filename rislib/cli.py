@@ -218,7 +218,9 @@ def pretrain(
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Where the weights go.")] = Path("data/weights"),
     start: Annotated[Path | None, typer.Option(help="Go on from these weights.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="clip-vit: see what these weights see.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="clip-vit, vilt: learn what these weights of a CLIP know.")
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="clip-vit: needs a C++ compiler.")] = False,
     resume: Annotated[bool, typer.Option("--resume")] = False,
     scenes: Annotated[int, typer.Option(help="How many are drawn; 32,000 of 128 px take 3 GB.")] = 32_000,

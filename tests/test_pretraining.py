@@ -189,7 +189,7 @@ def test_only_the_student_s_image_tower_learns_and_the_teacher_stays_in_eval_mod
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("bert", {"teacher": "clip-rn.safetensors"}, "bert cannot learn from another CLIP"),
+        ("bert", {"teacher": "clip-rn.safetensors"}, "bert cannot learn from a CLIP"),
         ("clip-rn", {"compile": True}, "only the blocks of clip-vit"),
     ],
 )

@@ -17,8 +17,8 @@ from rislib.data import make_batch
 from rislib.encoders.clip import MEAN, STD, clip_vit_mini
 from rislib.encoders.tokenizers import UNKNOWN, ClipTokenizer, hide_words
 from rislib.encoders.vilt import vilt_mini
-from rislib.nouns import Batch
-from rislib.pretraining import Scenes, WordsAndMatches, pretrain, vilt
+from rislib.nouns import Batch, Preprocessing
+from rislib.pretraining import Scenes, TowersStudent, WordsAndMatches, pretrain, vilt
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +252,57 @@ def test_pretrain_leaves_weights_and_a_record(tmp_path, monkeypatch, tokenizer) 
     tokens, token_mask = tokenizer(["the red dog"])
     words, patches = encoder(torch.zeros(1, 3, 96, 96), tokens, token_mask)
     assert words.isfinite().all() and patches.isfinite().all()
+
+
+# --- with a teacher ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(model, tokenizer) -> TowersStudent:
+    torch.manual_seed(1)
+    return TowersStudent(model, randomise(clip_vit_mini(tokenizer.vocab_size))).eval()
+
+
+@torch.no_grad()
+def test_the_teacher_sees_the_same_picture_and_hears_the_caption(student, scenes) -> None:
+    """Asked in its own way, one cell at a time."""
+    samples = scenes.firsts()[:3]
+    batch = make_batch(samples, student.preprocessing, student.tokenize)
+    truth = student.truth(batch.image, batch.tokens)
+    captions = [sample.expression.split("\t")[0] for sample in samples]
+    own = make_batch(samples, Preprocessing(96, "stretch", MEAN, STD), student.tokenize)
+    seen = student.teacher.encode_image(own.image).dense  # (3, C, 12, 12)
+    said = student.teacher.encode_text(student.tokenizer(captions)[0]).sentence
+    torch.testing.assert_close(truth["sentence"], said)
+    for b in range(3):
+        cosines = torch.stack(
+            [F.cosine_similarity(seen[b, :, i // 12, i % 12], said[b], dim=0) for i in range(144)]
+        )
+        likeness = student.teacher.model.logit_scale.exp() * (cosines - cosines.mean())
+        torch.testing.assert_close(truth["likeness"][b, :, 0], likeness, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(truth["cells"][b, 17], seen[b, :, 1, 5], rtol=1e-4, atol=1e-5)
+
+
+def test_who_answers_as_the_teacher_has_nothing_to_learn(student, scenes, monkeypatch) -> None:
+    batch = make_batch(scenes.firsts()[:6], student.preprocessing, student.tokenize)
+    truth = student.truth(batch.image, batch.tokens)
+    assert all(loss > 0.5 for loss in student.losses(batch).values())
+    monkeypatch.setattr(student, "forward", lambda *_: truth)
+    assert all(loss == 0 for loss in student.losses(batch).values())
+    monkeypatch.setattr(student, "forward", lambda image, tokens, mask: student.truth(image, tokens))
+    assert student.measure(scenes) == {
+        "percent_unexplained": {"cells": 0.0, "sentence": 0.0, "likeness": 0.0},
+        "percent_same_cell": 100.0,
+    }
+
+
+def test_only_the_student_learns(student, scenes) -> None:
+    student.train()
+    assert not any(module.training for module in student.teacher.modules())
+    sum(
+        student.losses(make_batch(scenes.firsts()[:4], student.preprocessing, student.tokenize)).values()
+    ).backward()
+    assert all(p.grad is None for p in student.teacher.parameters())
+    still = {name for name, p in student.encoder.named_parameters() if p.grad is None or not p.grad.any()}
+    assert still == set()
+    assert student.inference_state().keys() == student.encoder.state_dict().keys()

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from rislib.encoders import load_weights, shipped_file
 from rislib.encoders.bert import bert_mini
-from rislib.encoders.clip import clip_rn_mini, clip_vit_mini
+from rislib.encoders.clip import ClipEncoder, clip_rn_mini, clip_vit_mini
 from rislib.encoders.segmenter import segmenter_mini
 from rislib.encoders.swin import swin_mini
 from rislib.encoders.tokenizers import ClipTokenizer
@@ -30,7 +30,7 @@ from rislib.pretraining.learner import Learner
 from rislib.pretraining.scenes import Scenes
 from rislib.pretraining.segmenter import Outlines
 from rislib.pretraining.swin import Presence
-from rislib.pretraining.vilt import WordsAndMatches
+from rislib.pretraining.vilt import TowersStudent, WordsAndMatches
 from rislib.training import fit, provenance
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Presence",
     "Scenes",
     "Student",
+    "TowersStudent",
     "WordsAndMatches",
     "pretrain",
     "vocabulary",
@@ -79,6 +80,12 @@ BUILDERS: dict[str, Callable[[], Learner]] = {
     "segmenter": lambda: Outlines(segmenter_mini()),
 }
 
+STUDENTS: dict[str, Callable[[Learner, ClipEncoder], Learner]] = {
+    "clip-rn": Student,
+    "clip-vit": Student,
+    "vilt": TowersStudent,
+}
+
 
 def pretrain(
     name: str,
@@ -96,18 +103,19 @@ def pretrain(
     """Pretrain an encoder of `BUILDERS`; writes out/NAME.safetensors (half precision) and out/NAME.json.
 
     The training itself is kept in runs/pretrain-NAME, from where `resume` goes on. `start` takes the weights
-    of an earlier pretraining, whose record then stands in the new one. With `teacher`, the weights of
-    another CLIP, a CLIP learns to see what that one sees (`Student`). `compile` compiles the blocks of
-    clip-vit's image tower: worth its minute from some ten minutes on, if there is a C++ compiler.
+    of an earlier pretraining, whose record then stands in the new one. With `teacher`, the weights of a CLIP,
+    another learns to see what that one sees (`Student`), and ViLT what it knows (`TowersStudent`). `compile`
+    compiles the blocks of clip-vit's image tower: worth its minute from some ten minutes on, if there is a
+    C++ compiler.
 
     Returns what was measured on `test_scenes` scenes never trained on. The JSON holds that, too, and recipe,
     seed, machine and learning curve.
 
     Raises:
-        ValueError: a teacher for what is no CLIP, or no ViT to compile.
+        ValueError: a teacher for what has no use for one, or no ViT to compile.
     """
-    if teacher is not None and not name.startswith("clip-"):
-        raise ValueError(f"{name} cannot learn from another CLIP: it is none")
+    if teacher is not None and name not in STUDENTS:
+        raise ValueError(f"{name} cannot learn from a CLIP: only {', '.join(STUDENTS)} can")
     if compile and name != "clip-vit":
         raise ValueError(f"only the blocks of clip-vit can be compiled, not those of {name}")
     origin = provenance()  # now: the commit may be another one when the training ends
@@ -118,7 +126,7 @@ def pretrain(
     if teacher is not None:
         other = BUILDERS[Path(teacher).stem]().encoder
         load_weights(other, teacher)
-        learner = Student(learner, other)
+        learner = STUDENTS[name](learner, other)
     if compile:
         for block in learner.encoder.model.visual.transformer.resblocks:
             block.compile()

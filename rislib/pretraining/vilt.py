@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ from rislib.encoders.tokenizers import ClipTokenizer, hide_words
 from rislib.encoders.vilt import MEAN, STD, ViltEncoder
 from rislib.nouns import Batch, Preprocessing
 from rislib.pretraining.bert import WordHead
-from rislib.pretraining.clip import captioned
+from rislib.pretraining.clip import captioned, unexplained
 from rislib.pretraining.learner import Learner
 from rislib.pretraining.scenes import Scenes
 from rislib.training import Recipe
@@ -136,6 +138,87 @@ class WordsAndMatches(Learner):
                 "percent_right_before_another_picture": percent.pop("words_other"),
             },
             "match_percent_right": percent,
+        }
+
+
+class TowersStudent(Learner):
+    """A ViLT that learns to know what the two towers of a CLIP know, and to compare it.
+
+    ViLT's two questions are all there is to learn from in captions, and they need millions of pairs: from
+    3,900 of ours it learned nothing. A CLIP has an answer for each cell. What is in a cell, and what the
+    sentence says, can be told lane by lane; how much the cell is like the sentence only where they have met.
+
+    Args:
+        learner: with the ViLT that is to be trained.
+        teacher: a CLIP with a ViT, and patches as large.
+    """
+
+    recipe = replace(WordsAndMatches.recipe, batch_size=24)
+    preprocessing = WordsAndMatches.preprocessing
+    draw = WordsAndMatches.draw
+
+    def __init__(self, learner: WordsAndMatches, teacher: clip.ClipEncoder) -> None:
+        super().__init__()
+        self.encoder, self.tokenizer = learner.encoder, learner.tokenizer
+        self.teacher = teacher.requires_grad_(False)
+        width, known = self.encoder.width, teacher.embed_dim
+        self.cells, self.sentence = nn.Linear(width, known), nn.Linear(width, known)
+        self.likeness = nn.Linear(width, 1)
+
+    def train(self, mode: bool = True) -> TowersStudent:
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions, each with its lie, which is left out -> tokens (B, L)."""
+        return self.tokenizer([pair.split("\t")[0] for pair in expressions])
+
+    def forward(self, image: Tensor, tokens: Tensor, token_mask: Tensor) -> dict[str, Tensor]:
+        """{"cells": (B, h*w, C), "sentence": (B, C), "likeness": (B, h*w, 1)}"""
+        words, picture = self.encoder(image, tokens, token_mask)
+        cells = picture[:, 1:]
+        return {
+            "cells": self.cells(cells),
+            "sentence": self.sentence(words[:, 0]),
+            "likeness": self.likeness(cells),
+        }
+
+    @torch.no_grad()
+    def truth(self, image: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """The same as the teacher says it; likeness is its logit (a scaled cosine) less the picture's mean."""
+        pixels = STD[0] * image + MEAN[0]  # in [0, 1]
+        mean, std = (pixels.new_tensor(x)[:, None, None] for x in (clip.MEAN, clip.STD))
+        cells = self.teacher.encode_image((pixels - mean) / std).dense.flatten(2).mT  # (B, h*w, C)
+        sentence = self.teacher.encode_text(tokens).sentence  # (B, C)
+        likeness = F.cosine_similarity(cells.float(), sentence.float()[:, None], dim=2)  # (B, h*w)
+        likeness = self.teacher.model.logit_scale.exp() * (likeness - likeness.mean(dim=1, keepdim=True))
+        return {"cells": cells, "sentence": sentence, "likeness": likeness[:, :, None]}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """What of the teacher's cells, sentences and likenesses is left unexplained."""
+        told = self(batch.image, batch.tokens, batch.token_mask)
+        truth = self.truth(batch.image, batch.tokens)
+        return {name: unexplained(x.flatten(0, -2), truth[name].flatten(0, -2)) for name, x in told.items()}
+
+    @torch.inference_mode()
+    def measure(self, samples: Scenes) -> dict:
+        """On new scenes: percent unexplained, and how often its likest cell is the teacher's."""
+        self.eval()
+        left: dict[str, list[float]] = defaultdict(list)
+        same = []
+        firsts = samples.firsts()
+        for start in range(0, len(firsts), 64):
+            batch = make_batch(firsts[start : start + 64], self.preprocessing, self.tokenize)
+            batch = batch.to(next(self.parameters()).device)
+            told = self(batch.image, batch.tokens, batch.token_mask)
+            truth = self.truth(batch.image, batch.tokens)
+            for name, x in told.items():
+                left[name].append(unexplained(x.flatten(0, -2), truth[name].flatten(0, -2)).item())
+            same.append(told["likeness"].argmax(dim=1) == truth["likeness"].argmax(dim=1))
+        return {
+            "percent_unexplained": {name: round(100 * float(np.mean(x)), 1) for name, x in left.items()},
+            "percent_same_cell": round(100 * torch.cat(same).float().mean().item(), 2),
         }
 
 

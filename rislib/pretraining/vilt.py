@@ -186,7 +186,7 @@ class TowersStudent(Learner):
 
     @torch.no_grad()
     def truth(self, image: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-        """The same as the teacher says it; likeness is its logit (a scaled cosine) less the picture's mean."""
+        """The same as the teacher says it; likeness is a scaled cosine, less its mean over the picture."""
         pixels = STD[0] * image + MEAN[0]  # in [0, 1]
         mean, std = (pixels.new_tensor(x)[:, None, None] for x in (clip.MEAN, clip.STD))
         cells = self.teacher.encode_image((pixels - mean) / std).dense.flatten(2).mT  # (B, h*w, C)

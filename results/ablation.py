@@ -190,7 +190,7 @@ def train_and_measure(variant: Variant, data: str, samples: int, seed: int) -> d
         "seconds": round(trained.seconds, 1),
         **evaluate(network, val, CRIS_2022, progress=False).to_json(),
     }
-    if network.grounding is not None:
+    if getattr(network, "grounding", None) is not None:  # MaIL cannot have it
         asked = [val[i] for i in range(0, len(val), 3)]
         run["hidden_words"] = hidden_words(network, asked, WORDS)
         run["hidden_words_other_picture"] = hidden_words(network, asked, WORDS, other_picture=True)

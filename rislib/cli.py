@@ -169,6 +169,39 @@ def evaluate(
 
 
 @app.command()
+def anatomy(
+    run: Path,
+    data: Data = "refmini",
+    split: str = "val",
+    protocol: Annotated[str, typer.Option(help="cris_2022 or lavt_2022.")] = "cris_2022",
+    instances: Annotated[str | None, typer.Option(help=f"{MASKS} As in training unless given.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
+) -> None:
+    """What goes wrong in a run's answers, how they react to small edits, and what the threshold does.
+
+    On another split than val, also what it buys to pick the threshold there and not on val.
+    """
+    from rislib.data import open_split, with_instances
+    from rislib.evaluation import PROTOCOLS, dissect
+    from rislib.evaluation.anatomy import table
+    from rislib.runs import load_method, read_record
+
+    record = read_record(run)
+    if record["blind"]:
+        raise typer.BadParameter(f"{run} was trained blind: it reads no words that could be edited")
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    instances = instances or record["instances"]
+    samples = with_instances(open_split(data, split), instances)
+    selection = None if split == "val" else with_instances(open_split(data, "val"), instances)
+    numbers = dissect(load_method(run), samples, PROTOCOLS[protocol], selection=selection)
+    typer.echo(f"\n{data} {split}\n{table(numbers)}\n")
+    if json_file is not None:
+        asked = {"run": run.name, "data": data, "split": split, "instances": instances}
+        _write_json(json_file, {**numbers, **asked})
+
+
+@app.command()
 def segment(
     image: Path,
     expression: str,

@@ -65,6 +65,10 @@ TRUTH, OTHER, THIRD = box(5, 10, 25, 40), box(35, 10, 55, 40), box(5, 45, 15, 55
         (box(5, 10, 25, 31), "right"),  # IoU is exactly 0.7
         (box(5, 10, 25, 30), "part of it"),  # two thirds
         (box(5, 10, 12, 40), "part of it"),
+        (
+            box(5, 10, 25, 32) | box(25, 10, 28, 30),
+            "part of it",
+        ),  # recall 0.73, but more is missed than added
         (TRUTH | OTHER, "too much, objects"),
         (TRUTH | THIRD | box(26, 10, 34, 40), "too much, ground"),
         (TRUTH | box(25, 10, 29, 40) | OTHER, "too much, objects"),

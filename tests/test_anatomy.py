@@ -68,7 +68,7 @@ TRUTH, OTHER, THIRD = box(5, 10, 25, 40), box(35, 10, 55, 40), box(5, 45, 15, 55
         (
             box(5, 10, 25, 32) | box(25, 10, 28, 30),
             "part of it",
-        ),  # recall 0.73, but more is missed than added
+        ),  # recall 0.73, more missed than added
         (TRUTH | OTHER, "too much, objects"),
         (TRUTH | THIRD | box(26, 10, 34, 40), "too much, ground"),
         (TRUTH | box(25, 10, 29, 40) | OTHER, "too much, objects"),

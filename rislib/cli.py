@@ -188,9 +188,9 @@ def anatomy(
 
     record = read_record(run)
     if record["blind"]:
-        raise typer.BadParameter(f"{run} was trained blind: it reads no words that could be edited")
+        raise ValueError(f"{run} was trained blind: it reads no words that could be edited")
     if protocol not in PROTOCOLS:
-        raise typer.BadParameter(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
     instances = instances or record["instances"]
     samples = with_instances(open_split(data, split), instances)
     selection = None if split == "val" else with_instances(open_split(data, "val"), instances)

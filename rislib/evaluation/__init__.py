@@ -23,8 +23,8 @@ from rislib.evaluation.protocols import (
     score_maps,
     target_mask,
 )
-from rislib.evaluation.report import Report, blinded, evaluate, shuffled
-from rislib.evaluation.thresholds import answers, at, bought, sweep
+from rislib.evaluation.report import Report, answers, blinded, evaluate, shuffled
+from rislib.evaluation.thresholds import at, bought, sweep
 from rislib.evaluation.words import hidden_words
 
 __all__ = [

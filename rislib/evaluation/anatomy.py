@@ -32,7 +32,8 @@ from rislib.data.refmini.forms import PLACES
 from rislib.evaluation.edits import reactions, remembered
 from rislib.evaluation.metrics import intersection_and_union
 from rislib.evaluation.protocols import Protocol
-from rislib.evaluation.thresholds import METRICS, answers, bought, sweep
+from rislib.evaluation.report import answers
+from rislib.evaluation.thresholds import METRICS, bought, sweep
 from rislib.nouns import Method
 
 ERRORS = (

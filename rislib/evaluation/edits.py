@@ -39,7 +39,7 @@ from rislib.data.refmini.scene import MODELS
 from rislib.data.refmini.wording import NTH, PICK_WORDS, RELATION_WORDS, SIZE_WORDS, SYNONYMS
 from rislib.evaluation.metrics import Scores
 from rislib.evaluation.protocols import Protocol
-from rislib.evaluation.thresholds import answers
+from rislib.evaluation.report import answers
 from rislib.nouns import Method, Sample
 
 SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}

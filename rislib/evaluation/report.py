@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rislib.data.batches import make_batch
 from rislib.evaluation.metrics import PRECISION_LEVELS, Scores
-from rislib.evaluation.protocols import Protocol, predict_masks, target_mask
+from rislib.evaluation.protocols import Protocol, score_maps, target_mask
 from rislib.nouns import Method, Sample
 
 if TYPE_CHECKING:
@@ -102,24 +103,47 @@ def evaluate(
     """
     if not len(samples):
         raise ValueError("there are no samples to evaluate on")
+    if device is not None:
+        method.to(device)
+    scores = protocol.scores()
+    shown = tqdm(samples, desc=protocol.name, unit="sample", disable=not progress)
+    for sample, found in answers(method, shown, protocol, batch_size=batch_size, precision=precision):
+        target = target_mask(sample.mask, method.preprocessing, protocol)
+        scores.add(protocol.foreground(found), target, image_id=sample.image_id, kind=sample.kind)
+    return Report(protocol, scores)
+
+
+def answers(
+    method: Method,
+    samples: Iterable[Sample],
+    *protocols: Protocol,
+    batch_size: int = 32,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> Iterator[tuple[Sample, *tuple[np.ndarray, ...]]]:
+    """Each sample, and for each protocol what that thresholds: the score maps of `score_maps`.
+
+    The method is asked where it is, `batch_size` samples at a time, and is in eval mode until the last one.
+    Samples of one `image_id` must show one picture.
+
+    Raises:
+        ValueError: the precision is unknown.
+    """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
-    device = torch.device(device) if device is not None else next(method.parameters()).device
-    method.to(device)
-
-    scores = protocol.scores()
-    starts = range(0, len(samples), batch_size)
-    with _eval_mode(method), torch.inference_mode():
-        for start in tqdm(starts, desc=protocol.name, unit="batch", disable=not progress):
-            batch = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
-            asked = make_batch(batch, method.preprocessing, method.tokenize, share_pictures=True).to(device)
-            with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
-                logits = method.segment(method.features(asked), asked.tokens, asked.token_mask)
-            masks = predict_masks(logits, method.preprocessing, [s.mask.shape for s in batch], protocol)
-            for sample, mask in zip(batch, masks, strict=True):
-                target = target_mask(sample.mask, method.preprocessing, protocol)
-                scores.add(mask, target, image_id=sample.image_id, kind=sample.kind)
-    return Report(protocol, scores)
+    device = next(method.parameters()).device
+    samples = iter(samples)
+    with _eval_mode(method):
+        while chosen := list(islice(samples, batch_size)):
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"),
+            ):
+                batch = make_batch(chosen, method.preprocessing, method.tokenize, share_pictures=True)
+                batch = batch.to(device)
+                logits = method.segment(method.features(batch), batch.tokens, batch.token_mask)
+            sizes = [sample.mask.shape for sample in chosen]
+            maps = [score_maps(logits, method.preprocessing, sizes, protocol) for protocol in protocols]
+            yield from zip(chosen, *maps, strict=True)
 
 
 def shuffled(samples: RefDataset, seed: int = 0) -> RefDataset:

@@ -6,44 +6,19 @@ Nothing but counts is kept: a `Scores` for each protocol and threshold, as `eval
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Literal
 
-import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from rislib.data.batches import make_batch
 from rislib.evaluation.metrics import Scores
-from rislib.evaluation.protocols import CRIS_2022, LAVT_2022, Protocol, score_maps, target_mask
-from rislib.evaluation.report import _eval_mode
+from rislib.evaluation.protocols import CRIS_2022, LAVT_2022, Protocol, target_mask
+from rislib.evaluation.report import answers
 from rislib.nouns import Method, Sample
 
 METRICS = ("oIoU", "mIoU")
 THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
-
-
-def answers(
-    method: Method, samples: Iterable[Sample], *protocols: Protocol, batch_size: int = 32
-) -> Iterator[tuple[Sample, *tuple[np.ndarray, ...]]]:
-    """Each sample, and for each protocol what that thresholds: the score maps of `score_maps`.
-
-    The method is asked where it is, `batch_size` samples at a time, and is in eval mode until the last one.
-    Samples of one `image_id` must show one picture.
-    """
-    device = next(method.parameters()).device
-    samples = iter(samples)
-    with _eval_mode(method):
-        while chosen := list(islice(samples, batch_size)):
-            with torch.inference_mode():
-                batch = make_batch(chosen, method.preprocessing, method.tokenize, share_pictures=True)
-                batch = batch.to(device)
-                logits = method.segment(method.features(batch), batch.tokens, batch.token_mask)
-            sizes = [sample.mask.shape for sample in chosen]
-            maps = [score_maps(logits, method.preprocessing, sizes, protocol) for protocol in protocols]
-            yield from zip(chosen, *maps, strict=True)
 
 
 def at(protocol: Protocol, threshold: float) -> Protocol:

@@ -7,6 +7,9 @@ missing words are asked for. Where a hole swallows the lie, nobody could tell; t
 
 Whether a caption fits is answered twice: by the first token, as in ViLT, and by the best cell of the picture
 (as in `clip`), since what reads this network afterwards is its map of the picture.
+
+In minutes neither is learned from nothing. So first, and for the shipped weights only, a CLIP teaches this
+network what its two towers know (`TowersStudent`).
 """
 
 from __future__ import annotations
@@ -41,7 +44,10 @@ SIZE = 96  # side of the pictures, pixels
 class WordsAndMatches(Learner):
     """A ViLT with its heads. A sample's expression is a caption of its picture and, after a tab, its lie.
 
-    Not shown to learn yet: after 200 steps of batch 16 both answers to "does it fit?" were at chance.
+    From random weights, or as CLIP's ViT, it learned nothing from 4,800 pairs. After `TowersStudent` it does:
+    in 7 minutes (8,128 samples) it told 88 % of strangers' captions, 71 % of lies, 27 % of hidden words (19
+    before another picture). But MaIL begun with that had 50.2 oIoU, and 53.9 without: what is shipped stops
+    before it.
     """
 
     recipe = Recipe(learning_rate=1e-3, weight_decay=0.05, warmup=0.05, batch_size=32, clip_norm=1.0)

@@ -1148,6 +1148,11 @@ for variant in [name for name in ablation if name != "none"]:
         print(f"  {np.mean(change):+.1f} oIoU ({min(change):+.1f} to {max(change):+.1f}), {agree}")
 
 # %% [markdown]
+# **Think!** Without the selection masks are worth nothing, or less than that. Why?
+#
+# *The mask lane then hands over all things alike. It says where things end, and nothing of which one is
+# meant; the decoder has twice as much to read, and knows no more.*
+#
 # **How much is the finder's, how much the network's?** Two ways to ask. What would perfect masks bring? And
 # what stands between the answers and those of somebody who always chooses the best proposal?
 

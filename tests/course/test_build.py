@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
 from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_output
+from PIL import Image
 from typer.testing import CliRunner
 
 from rislib.course import build as workshop
@@ -140,7 +144,12 @@ def test_an_edited_source_is_named(built: Path):
     assert result.exit_code == 1 and "cell 5 differs" in result.output
 
 
-PICTURE = {"image/png": "aGVsbG8="}
+def png(image: Image.Image) -> str:
+    image.save(file := io.BytesIO(), "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+PICTURE = {"image/png": png(Image.new("RGB", (4, 3), "orange"))}
 
 
 @pytest.mark.parametrize(
@@ -156,6 +165,23 @@ def test_outputs_that_are_refused(course: Path, kernel: list, output, complaint:
     kernel += [[]] * 5 + [[] if output is None else [output]]  # the tagged cell is the sixth
     build(course, ["00_tiny"])
     assert any(f"code cell 6 {complaint}" in line or complaint in line for line in problems(course))
+
+
+def test_a_picture_becomes_small_and_stays_what_it_is(course: Path, kernel: list):
+    """Two thousand colours and noise: a photograph, which needs more than 256."""
+    noise = np.random.default_rng(0).normal(0, 4, (64, 64, 3))
+    down, across = 4.0 * np.mgrid[:64, :64]
+    ramp = np.stack([down, across, 90 + 0 * down], axis=2)
+    pixels = (ramp + noise).clip(0, 255).astype(np.uint8)
+    shown = {"image/png": png(Image.fromarray(pixels))}
+    kernel += [[new_output("display_data", shown, metadata={"image/png": {"alt": "a ramp"}})]]
+    build(course)
+    cells = [c for c in nbformat.read(solution_path(course, "00_tiny"), 4).cells if c.cell_type == "code"]
+    (kept,) = (o for cell in cells for o in cell.outputs if "image/png" in o.get("data", {}))
+    assert len(kept.data["image/png"]) < 0.6 * len(shown["image/png"])
+    image = Image.open(io.BytesIO(base64.b64decode(kept.data["image/png"])))
+    difference = np.asarray(image.convert("RGB")).astype(int) - pixels
+    assert image.size == (64, 64) and np.abs(difference).mean() < 8
 
 
 def test_what_dies_with_the_kernel_is_not_kept(course: Path, kernel: list):

@@ -12,28 +12,22 @@ import numpy as np
 
 from rislib.data import open_split, recall, with_instances
 from rislib.data.instances import best_overlaps
+from rislib.evaluation import Scores
 from rislib.training import provenance
 
 record = {}
 for split in ("train", "val", "testA", "testB"):
     samples = with_instances(open_split("refmini", split), "proposals")[:4000]
-    areas, ious = [], []
-    for i in range(len(samples)):
-        sample = samples[i]
-        found = sample.instances  # (N, H, W) bool
-        best = np.zeros_like(sample.mask)
-        if len(found):
-            overlaps = [best_overlaps(sample.mask[None], mask[None])[0] for mask in found]
-            best = found[int(np.argmax(overlaps))]
-        common, either = (best & sample.mask).sum(), (best | sample.mask).sum()
-        areas.append((common, either))
-        ious.append(common / either)
-    common, either = np.sum(areas, axis=0)
+    scores = Scores()
+    for sample in samples:
+        overlaps = best_overlaps(sample.instances, sample.mask[None])  # (N,), each proposal's IoU
+        best = sample.instances[overlaps.argmax()] if len(overlaps) else np.zeros_like(sample.mask)
+        scores.add(best, sample.mask, image_id=sample.image_id)
     record[split] = {
         **recall(samples, (0.5, 0.75, 0.9)),
         "best proposal": {
-            "oIoU": round(100 * float(common / either), 2),
-            "mIoU": round(100 * float(np.mean(ious)), 2),
+            "oIoU": round(scores.overall_iou(), 2),
+            "mIoU": round(scores.mean_iou(), 2),
         },
         "n": len(samples),
     }

@@ -181,20 +181,11 @@ def anatomy(
 
     On another split than val, also what it buys to pick the threshold there and not on val.
     """
-    from rislib.data import open_split, with_instances
-    from rislib.evaluation import PROTOCOLS, dissect
     from rislib.evaluation.anatomy import table
-    from rislib.runs import load_method, read_record
+    from rislib.runs import dissect_run, read_record
 
-    record = read_record(run)
-    if record["blind"]:
-        raise ValueError(f"{run} was trained blind: it reads no words that could be edited")
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
-    instances = instances or record["instances"]
-    samples = with_instances(open_split(data, split), instances)
-    selection = None if split == "val" else with_instances(open_split(data, "val"), instances)
-    numbers = dissect(load_method(run), samples, PROTOCOLS[protocol], selection=selection)
+    instances = instances or read_record(run)["instances"]
+    numbers = dissect_run(run, data=data, split=split, protocol=protocol, instances=instances)
     typer.echo(f"\n{data} {split}\n{table(numbers)}\n")
     if json_file is not None:
         asked = {"run": run.name, "data": data, "split": split, "instances": instances}

@@ -37,9 +37,7 @@ class Sample:
     split: str
     category: str
     kind: str | None = None  # what the expression turns on (colour, relation, ...), where known
-    instances: np.ndarray | None = (
-        None  # (N, H, W) bool, masks of things in the picture, in their source's order
-    )
+    instances: np.ndarray | None = None  # (N, H, W) bool, masks of things, in their source's order
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 
 from rislib.checkpoints import read_checkpoint, rebuild
 from rislib.data import RefDataset, open_split, with_instances
-from rislib.evaluation import PROTOCOLS, Report, blinded, evaluate, shuffled
+from rislib.evaluation import PROTOCOLS, Report, blinded, dissect, evaluate, shuffled
 from rislib.methods import build
 from rislib.nouns import Method
 from rislib.training import Recipe, fit, mini_recipe, provenance
@@ -151,6 +151,33 @@ def load_method(run: Path | str, *, heads: bool = False) -> Method:
     state = {name.removeprefix("model."): x for name, x in stored.items() if name.startswith("model.")}
     network.load_state_dict(state)
     return network.eval()
+
+
+def dissect_run(
+    run: Path | str,
+    *,
+    data: str,
+    split: str = "val",
+    protocol: str = "cris_2022",
+    instances: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """What goes wrong in a run's answers: see `rislib.evaluation.dissect`. Thresholds are chosen on val.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: no such protocol; the run was trained blind; or as in `evaluate_run`.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    record = read_record(run)
+    if record["blind"]:
+        raise ValueError(f"{run} was trained blind: it reads no words that could be edited")
+    method = load_method(run)
+    source = instances or record["instances"]
+    samples = _with_instances(method, open_split(data, split), source)
+    selection = None if split == "val" else _with_instances(method, open_split(data, "val"), source)
+    return dissect(method, samples, PROTOCOLS[protocol], selection=selection, progress=progress)
 
 
 def read_record(run: Path | str) -> dict[str, Any]:

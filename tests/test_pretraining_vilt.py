@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rislib import encoders
 from rislib.data import make_batch
-from rislib.encoders.clip import MEAN, STD, clip_vit_mini
+from rislib.encoders.clip import MEAN, STD, clip_rn_mini, clip_vit_mini
 from rislib.encoders.tokenizers import UNKNOWN, ClipTokenizer, hide_words
 from rislib.encoders.vilt import vilt_mini
 from rislib.nouns import Batch, Preprocessing
@@ -306,3 +306,8 @@ def test_only_the_student_learns(student, scenes) -> None:
     still = {name for name, p in student.encoder.named_parameters() if p.grad is None or not p.grad.any()}
     assert still == set()
     assert student.inference_state().keys() == student.encoder.state_dict().keys()
+
+
+def test_a_teacher_without_patches_is_refused(model, tokenizer) -> None:
+    with pytest.raises(ValueError, match="clip-vit"):
+        TowersStudent(model, clip_rn_mini(tokenizer.vocab_size))

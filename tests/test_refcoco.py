@@ -20,7 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rislib.data import DataError, RefDataset, check_folder, find_datasets, load_refcoco
+from rislib.data import (
+    DataError,
+    RefDataset,
+    check_folder,
+    find_datasets,
+    load_refcoco,
+    with_instances,
+)
 
 HEIGHT, WIDTH = 12, 16
 REAL = (
@@ -77,8 +84,8 @@ def write_folder(
 
 
 def read_all(root: Path) -> None:
-    for instances in (False, True):
-        list(load_refcoco(root, "toy", "me", None, instances=instances))
+    for source in ("none", "oracle"):
+        list(with_instances(load_refcoco(root, "toy", "me", None), source))
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -114,7 +121,7 @@ def test_groups_slices_and_other_words(tmp_path: Path) -> None:
 
 
 def test_instances_are_all_masks_of_the_picture(tmp_path: Path) -> None:
-    sample = load_refcoco(write_folder(tmp_path), "toy", "me", "val", instances=True)[1]
+    sample = with_instances(load_refcoco(write_folder(tmp_path), "toy", "me", "val"), "oracle")[1]
     assert sample.instances.shape == (2, HEIGHT, WIDTH)
     assert (sample.instances[1] == sample.mask).all()
     assert not (sample.instances[0] == sample.mask).all()

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rislib.data import load_refcoco
+from rislib.data import load_refcoco, with_instances
 from rislib.data.check import check_folder
 from rislib.data.refmini import (
     FLAVOURS,
@@ -249,7 +249,7 @@ GOLDEN = "e557c295b64c372ee2390737245d28d90779289290dd80443ca665310cb3eae5"
 
 def test_a_world_on_disk_is_what_was_drawn(world):
     assert check_folder(world).ok
-    data = load_refcoco(world, "refmini", SPLIT_BY, "train", instances=True)
+    data = with_instances(load_refcoco(world, "refmini", SPLIT_BY, "train"), "oracle")
     assert len(data.by_reference()) == 60
     images = json.loads((world / "refmini/instances.json").read_text())["images"]
     seeds = {image["id"]: image["scene"] for image in images}

@@ -152,17 +152,14 @@ class RefDataset(Sequence[Sample]):
         return list(groups.values())
 
 
-def load_refcoco(
-    root: str | Path, dataset: str, split_by: str, split: str | None, *, instances: bool = False
-) -> RefDataset:
-    """One split of a dataset in RefCOCO's layout.
+def load_refcoco(root: str | Path, dataset: str, split_by: str, split: str | None) -> RefDataset:
+    """One split of a dataset in RefCOCO's layout. Other masks than the answers': `with_instances`.
 
     Args:
         root: the folder that holds the dataset's folder and `images`.
         dataset: name of the dataset's folder, such as "refcoco+".
         split_by: who split it, as in the name of the references' file: "unc", "umd" or "google".
         split: such as "train", "val", "testA"; None for all.
-        instances: whether samples carry the masks of all annotations of their picture.
 
     Raises:
         DataError: if the index is missing or wrong, or has no such split.
@@ -178,10 +175,7 @@ def load_refcoco(
         records = [record for record in records if record.split == split]
         name = f"{name} {split}"
     targets = objects.only({record.ann_id for record in records})
-    samples = RefDataset(records, targets, name, Path(root) / dataset)
-    if not instances:
-        return samples
-    return samples.with_source(annotations_of(objects, {record.image_id for record in records}))
+    return RefDataset(records, targets, name, Path(root) / dataset)
 
 
 def annotations_of(instances: Instances, image_ids: Iterable[int]) -> Annotations:

@@ -12,7 +12,7 @@ from rislib.data.refmini import FLAVOURS
 from rislib.data.refmini.build import load_refmini
 
 
-def open_split(where: str | Path, split: str | None, *, instances: bool = False) -> RefDataset:
+def open_split(where: str | Path, split: str | None) -> RefDataset:
     """A split of the dataset `where`.
 
     Args:
@@ -20,13 +20,12 @@ def open_split(where: str | Path, split: str | None, *, instances: bool = False)
             one dataset, such as `data build` makes; or, where it holds several, the file of references
             itself, such as "data/refcocog/refs(umd).p".
         split: such as "train", "val", "testA"; None for all.
-        instances: whether samples carry the masks of all annotations of their picture.
 
     Raises:
         DataError: the folder holds no dataset or several, or no such split.
     """
     if where in FLAVOURS:
-        return load_refmini(str(where), split, instances=instances)
+        return load_refmini(str(where), split)
     where = Path(where)
     if named := re.fullmatch(r"refs\((.+)\)\.(p|json)", where.name):
         root, dataset, split_by = where.parents[1], where.parent.name, named[1]
@@ -36,4 +35,4 @@ def open_split(where: str | Path, split: str | None, *, instances: bool = False)
             names = ", ".join(f"{dataset}/refs({split_by})" for dataset, split_by in found) or "nothing"
             raise DataError(f"expected one dataset, found {names}", file=str(where))
         root, (dataset, split_by) = where, found[0]
-    return load_refcoco(root, dataset, split_by, split, instances=instances)
+    return load_refcoco(root, dataset, split_by, split)

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Those that `python -m rislib pretrain` makes.
 PRETRAINED = ("clip-rn", "clip-vit", "swin", "bert", "vilt", "segmenter")
@@ -63,6 +67,21 @@ def load_weights(encoder: nn.Module, path: str | Path) -> None:
         RuntimeError: a name is missing, unexpected, or has another shape; the message lists them.
     """
     encoder.load_state_dict(load_file(path))
+
+
+def from_transformers(model: type[PreTrainedModel], name: str, pretrained: str | bool | None) -> nn.Module:
+    """A network without its pooler: random, or as the hub has it, by `name` unless told another.
+
+    Raises:
+        RuntimeError: the weights cannot be had; says what to do.
+    """
+    if not pretrained:
+        return model(model.config_class(), add_pooling_layer=False)
+    name = name if pretrained is True else pretrained
+    try:
+        return model.from_pretrained(name, add_pooling_layer=False)
+    except OSError as error:
+        raise not_loaded(name, "transformers", error) from error
 
 
 def not_loaded(name: str, library: str, error: Exception) -> RuntimeError:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from rislib.encoders import load_weights, not_loaded, shipped
+from rislib.encoders import from_transformers, load_weights, shipped
 
 PAD = 0  # of BERT's vocabulary
 MASK, SPECIAL = 103, frozenset({PAD, 100, 101, 102, 103})  # of bert-base-uncased's; also [UNK], [CLS], [SEP]
@@ -149,13 +149,7 @@ def bert_base(pretrained: Literal["bert-base-uncased"] | bool | None = None) -> 
     Raises:
         RuntimeError: the weights cannot be had; says what to do.
     """
-    if not pretrained:
-        return BertEncoder(BertModel(BertConfig(), add_pooling_layer=False))
-    name = "bert-base-uncased" if pretrained is True else pretrained
-    try:
-        return BertEncoder(BertModel.from_pretrained(name, add_pooling_layer=False))
-    except OSError as error:
-        raise not_loaded(name, "transformers", error) from error
+    return BertEncoder(from_transformers(BertModel, "bert-base-uncased", pretrained))
 
 
 def bert_mini(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ViltConfig, ViltModel
 
-from rislib.encoders import load_weights, not_loaded, shipped
+from rislib.encoders import from_transformers, load_weights, shipped
 
 MEAN = STD = (0.5, 0.5, 0.5)  # of its pretraining, RGB in [0, 1]
 
@@ -128,13 +128,7 @@ def vilt_b32(pretrained: Literal["dandelin/vilt-b32-mlm"] | bool | None = None) 
     Raises:
         RuntimeError: the weights cannot be had; says what to do.
     """
-    if not pretrained:
-        return ViltEncoder(ViltModel(ViltConfig(), add_pooling_layer=False))
-    name = "dandelin/vilt-b32-mlm" if pretrained is True else pretrained
-    try:
-        return ViltEncoder(ViltModel.from_pretrained(name, add_pooling_layer=False))
-    except OSError as error:
-        raise not_loaded(name, "transformers", error) from error
+    return ViltEncoder(from_transformers(ViltModel, "dandelin/vilt-b32-mlm", pretrained))
 
 
 def vilt_mini(

@@ -45,13 +45,12 @@ def load_refmini(
     *,
     seed: int = 0,
     size: int = 128,
-    instances: bool = False,
 ) -> RefDataset:
     """A split of the world `seed`; the world is drawn on first use (about a minute)."""
     root = data_home() / f"{flavour}-world{WORLD}-seed{seed}-{size}px"
     if not root.exists():
         build_refmini(root, flavour, seed=seed, size=size)
-    return load_refcoco(root, flavour, SPLIT_BY, split, instances=instances)
+    return load_refcoco(root, flavour, SPLIT_BY, split)
 
 
 def build_refmini(

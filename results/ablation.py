@@ -181,6 +181,8 @@ def train_and_measure(variant: Variant, data: str, samples: int, seed: int) -> d
             channels_last=True,
             progress=False,
         )
+        curve = learning_curve(Path(folder) / "log.jsonl", mini_recipe(variant.method).batch_size)
+    report = evaluate(network, val, CRIS_2022, progress=False)
     run = {
         **variant._asdict(),
         "recipe": asdict(mini_recipe(variant.method)),
@@ -188,13 +190,26 @@ def train_and_measure(variant: Variant, data: str, samples: int, seed: int) -> d
         "parameters": sum(p.numel() for p in network.parameters()),
         "samples_seen": trained.samples,
         "seconds": round(trained.seconds, 1),
-        **evaluate(network, val, CRIS_2022, progress=False).to_json(),
+        "curve": curve,
+        **report.to_json(),
+        "by_picture": report.scores.by_picture(),
     }
     if getattr(network, "grounding", None) is not None:  # MaIL cannot have it
         asked = [val[i] for i in range(0, len(val), 3)]
         run["hidden_words"] = hidden_words(network, asked, WORDS)
         run["hidden_words_other_picture"] = hidden_words(network, asked, WORDS, other_picture=True)
     return run | provenance()
+
+
+def learning_curve(log: Path, batch_size: int, points: int = 20) -> dict[str, list[float]]:
+    """The mean loss in each of equal parts of a training, and how many samples were seen at their ends."""
+    losses = [line["loss"] for line in map(json.loads, log.read_text().splitlines()) if "loss" in line]
+    ends = [round((i + 1) * len(losses) / points) for i in range(points)]
+    parts = [losses[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return {
+        "samples": [end * batch_size for end in ends],
+        "loss": [round(sum(part) / len(part), 4) for part in parts],
+    }
 
 
 if __name__ == "__main__":

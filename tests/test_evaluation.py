@@ -415,6 +415,29 @@ def test_as_many_sizes_as_logits():
         predict_masks(torch.zeros(2, 1, 6, 6), STRETCH, [(9, 5)], CRIS_2022)
 
 
+def test_sizes_are_shares_of_the_picture():
+    scores = Scores()
+    for pixels in (4, 5, 8, 9, 100):  # of 100
+        mask = np.arange(100).reshape(10, 10) < pixels
+        scores.add(mask, mask, image_id=0)
+    assert {size: len(part) for size, part in scores.by_size().items()} == {
+        "small": 1,
+        "medium": 2,
+        "large": 2,
+    }
+
+
+def test_sums_by_picture_are_all_that_an_interval_needs():
+    entries = [(1, 4, 7, None), (2, 5, 3, None), (4, 4, 7, None)]
+    assert scores_of(entries).by_picture() == {
+        "image_ids": [3, 7],
+        "expressions": [1, 2],
+        "intersections": [2, 5],
+        "unions": [5, 8],
+        "ious": [0.4, 1.25],
+    }
+
+
 # Reports
 
 
@@ -429,12 +452,13 @@ def test_report_as_json(evaluated):
     report = evaluate(method, samples, CRIS_2022, progress=False)
     found = json.loads(json.dumps(report.to_json(), allow_nan=False))
     metrics = ["oIoU", "mIoU", "P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9"]
-    assert list(found) == [*metrics, "n", "protocol", "interval", "by_kind"]
+    assert list(found) == [*metrics, "n", "protocol", "interval", "by_kind", "by_size"]
     assert (found["n"], found["protocol"]) == (12, "cris_2022")
     assert found["interval"][0] < found["oIoU"] < found["interval"][1]
     assert list(found["by_kind"]) == ["colour", "size"]
     assert all(list(part) == ["oIoU", "mIoU", "n"] for part in found["by_kind"].values())
-    assert sum(part["n"] for part in found["by_kind"].values()) == 12
+    for parts in (found["by_kind"], found["by_size"]):
+        assert sum(part["n"] for part in parts.values()) == 12
     assert all(found[name] == round(found[name], 4) for name in metrics)
 
 

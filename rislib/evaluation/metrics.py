@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
+SIZES = {"small": 0.04, "medium": 0.08, "large": 1.0}  # shares of the picture, at most: thirds of RefMini
 
 
 def intersection_and_union(prediction: np.ndarray, target: np.ndarray) -> tuple[int, int]:
@@ -59,6 +60,7 @@ class Scores:
     unions: list[int] = field(default_factory=list, repr=False)
     image_ids: list[int] = field(default_factory=list, repr=False)
     kinds: list[str | None] = field(default_factory=list, repr=False)
+    shares: list[float] = field(default_factory=list, repr=False)  # of the picture that the target covers
 
     def add(
         self, prediction: np.ndarray, target: np.ndarray, *, image_id: int, kind: str | None = None
@@ -69,6 +71,7 @@ class Scores:
         self.unions.append(union)
         self.image_ids.append(image_id)
         self.kinds.append(kind)
+        self.shares.append(float(target.mean()))
 
     def merge(self, other: Scores) -> Scores:
         """The counts of both together, as new scores.
@@ -85,6 +88,7 @@ class Scores:
             self.unions + other.unions,
             self.image_ids + other.image_ids,
             self.kinds + other.kinds,
+            self.shares + other.shares,
         )
 
     def __len__(self) -> int:
@@ -121,6 +125,31 @@ class Scores:
         """The scores of each kind of expression, sorted by name. Expressions without a kind are left out."""
         known = sorted({kind for kind in self.kinds if kind is not None})
         return {kind: self._select([k == kind for k in self.kinds]) for kind in known}
+
+    def by_size(self) -> dict[str, Scores]:
+        """The scores of small, medium and large targets, as far as there are any: see `SIZES`."""
+        names, edges = list(SIZES), np.asarray(list(SIZES.values()))
+        sizes = [names[i] for i in np.searchsorted(edges, self.shares)]
+        return {name: self._select([size == name for size in sizes]) for name in names if name in sizes}
+
+    def by_picture(self) -> dict[str, list]:
+        """The sums over each picture's expressions, pictures in the order of their ids.
+
+        They are all that an interval needs, or a comparison of two methods, since pictures are what is drawn.
+
+        Returns:
+            {"image_ids", "expressions", "intersections", "unions", "ious"}; IoUs in [0, 1], four decimals.
+        """
+        n, intersections, unions, ious = self._per_picture(
+            np.ones(len(self)), self.intersections, self.unions, self.ious()
+        ).T
+        return {
+            "image_ids": sorted(set(self.image_ids)),
+            "expressions": n.astype(int).tolist(),
+            "intersections": intersections.astype(int).tolist(),
+            "unions": unions.astype(int).tolist(),
+            "ious": ious.round(4).tolist(),
+        }
 
     def interval(
         self,
@@ -166,7 +195,7 @@ class Scores:
         return np.stack([np.bincount(picture, np.asarray(column)[order]) for column in columns], axis=1)
 
     def _select(self, keep: list[bool]) -> Scores:
-        columns = (self.intersections, self.unions, self.image_ids, self.kinds)
+        columns = (self.intersections, self.unions, self.image_ids, self.kinds, self.shares)
         return Scores(
             self.eps, self.strict, *([v for v, k in zip(c, keep, strict=True) if k] for c in columns)
         )

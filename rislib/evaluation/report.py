@@ -34,21 +34,15 @@ class Report:
         """Plain numbers, in percent with four decimals: what `results/` holds.
 
         Keys: oIoU, mIoU, P@0.5 ... P@0.9, n (expressions), protocol (its name), interval ([low, high], 95 %
-        bootstrap over pictures, of oIoU) and by_kind ({kind: {oIoU, mIoU, n}}).
+        bootstrap over pictures, of oIoU), by_kind ({kind: {oIoU, mIoU, n}}) and by_size (likewise).
         """
         return {
             **{name: round(value, 4) for name, value in self.scores.summary().items()},
             "n": len(self.scores),
             "protocol": self.protocol.name,
             "interval": [round(bound, 4) for bound in self.scores.interval("oIoU")],
-            "by_kind": {
-                kind: {
-                    "oIoU": round(part.overall_iou(), 4),
-                    "mIoU": round(part.mean_iou(), 4),
-                    "n": len(part),
-                }
-                for kind, part in self.scores.by_kind().items()
-            },
+            "by_kind": {kind: _brief(part) for kind, part in self.scores.by_kind().items()},
+            "by_size": {size: _brief(part) for size, part in self.scores.by_size().items()},
         }
 
     def __str__(self) -> str:
@@ -184,6 +178,10 @@ def _foreign_expressions(own: list[str], others: list[list[str]]) -> list[str]:
         if foreign := [expression for expression in other if expression not in own]:
             return foreign
     raise ValueError(f"no picture has an expression other than {sorted(set(own))}")
+
+
+def _brief(part: Scores) -> dict[str, float]:
+    return {"oIoU": round(part.overall_iou(), 4), "mIoU": round(part.mean_iou(), 4), "n": len(part)}
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """How good is a method? Counts (`metrics`), what is counted (`protocols`), and the whole run (`report`).
 
-What goes wrong (`anatomy`), how answers react to small edits (`edits`), what a threshold does (`thresholds`);
-of a network trained with mask grounding, also which hidden words it guesses (`words`)."""
+Is one better than another (`compare`)? What goes wrong (`anatomy`), how do answers react to small edits
+(`edits`), what does a threshold do (`thresholds`)? And of a network trained with mask grounding: which
+hidden words does it guess (`words`)?"""
 
 from rislib.evaluation.anatomy import (
     ERRORS,
@@ -12,6 +13,7 @@ from rislib.evaluation.anatomy import (
     gallery,
     name_error,
 )
+from rislib.evaluation.compare import Difference, compare_pictures, compare_seeds
 from rislib.evaluation.edits import reactions, remembered
 from rislib.evaluation.metrics import Scores, intersection_and_union
 from rislib.evaluation.protocols import (
@@ -32,6 +34,7 @@ __all__ = [
     "ERRORS",
     "LAVT_2022",
     "PROTOCOLS",
+    "Difference",
     "Protocol",
     "Report",
     "Scores",
@@ -39,6 +42,8 @@ __all__ = [
     "at",
     "blinded",
     "bought",
+    "compare_pictures",
+    "compare_seeds",
     "confusions",
     "count_errors",
     "dissect",

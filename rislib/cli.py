@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Draw RefMini; get and check RefCOCO.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+study_app = typer.Typer(help="The trainings behind the tables, and the tables.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
 app.add_typer(course_app, name="course")
 
 MASKS = "Masks for methods that read them: none, proposals, oracle (the truth), or COCO results JSON."
@@ -317,6 +319,21 @@ def demo(
     run_demo(out, minutes=minutes)
 
 
+@study_app.command("run")
+def study_run(
+    name: Annotated[str, typer.Argument(help="five_minutes, equal_samples, cris_ablation, ...")],
+    data: Annotated[list[str] | None, typer.Option(help="Only this data; may be repeated.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Only this variant; may be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only this seed; may be repeated.")] = None,
+    processes: Annotated[int, typer.Option(help="Trainings side by side.")] = 1,
+    out: Annotated[Path, typer.Option(help="The folder of the records.")] = Path("results"),
+) -> None:
+    """Do the runs of a study that its record lacks. It may be stopped, and goes on where it was."""
+    from rislib.study import run_study
+
+    typer.echo(run_study(name, out, data=data, variants=variant, seeds=seed, processes=processes))
+
+
 def _names(text: str) -> list[str]:
     """ "a,b" -> ["a", "b"]"""
     return [name.strip() for name in text.split(",") if name.strip()]
@@ -332,10 +349,9 @@ def _segmenter(name: str) -> Segmenter:
 
 def _write_json(path: Path, numbers: dict[str, Any]) -> None:
     """Numbers, and what they come from."""
-    from rislib.training import provenance
+    from rislib.training import provenance, write_record
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**numbers, **provenance()}, indent=1) + "\n")
+    write_record(path, {**numbers, **provenance()})
 
 
 def main() -> None:

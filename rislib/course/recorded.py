@@ -20,3 +20,12 @@ def recorded(name: str) -> dict[str, Any]:
         if (folder / f"{name}.json").exists():
             return json.loads((folder / f"{name}.json").read_text())
     raise FileNotFoundError(f"no {name}.json in {' or '.join(map(str, _FOLDERS))}")
+
+
+def measured(name: str) -> dict[str, Any]:
+    """A record that may not have been made yet: then nothing, and one line that says so."""
+    try:
+        return recorded(name)
+    except FileNotFoundError:
+        print(f"There is no record {name!r} yet: nothing is shown here.")
+        return {}

@@ -2,7 +2,7 @@
 
 from rislib.training.loop import Run, fit
 from rislib.training.order import epoch_order
-from rislib.training.provenance import git_commit, machine, provenance
+from rislib.training.provenance import git_commit, machine, provenance, write_record
 from rislib.training.recipe import (
     CRIS_2022,
     LAVT_2022,
@@ -27,4 +27,5 @@ __all__ = [
     "mini_recipe",
     "parameter_groups",
     "provenance",
+    "write_record",
 ]

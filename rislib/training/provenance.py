@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +21,20 @@ def provenance() -> dict[str, Any]:
     words = ["rislib"] if program in ("rislib", "__main__.py") else ["python", program]
     words += [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return {"command": shlex.join(words), "commit": git_commit(), "machine": machine()}
+
+
+def write_record(file: Path | str, record: dict[str, Any]) -> None:
+    """Numbers as JSON that a person can read: one line for each, and one for a whole list of them.
+
+    The file is replaced at once; a reader never finds half of it.
+    """
+    text = json.dumps(record, indent=1, allow_nan=False)
+    text = re.sub(r"\[\s+([-\d.eE+,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text + "\n")
+    os.replace(partial, file)
 
 
 def machine() -> dict[str, Any]:

@@ -334,6 +334,21 @@ def study_run(
     typer.echo(run_study(name, out, data=data, variants=variant, seeds=seed, processes=processes))
 
 
+@study_app.command("report")
+def study_report(
+    files: Annotated[list[Path] | None, typer.Argument(help="Markdown files with places for tables.")] = None,
+    results: Annotated[Path, typer.Option(help="The folder of the records.")] = Path("results"),
+) -> None:
+    """Make every table in FILES anew, and the report's figures: from the records alone."""
+    from rislib.study import draw_report, write_report
+
+    files = files or [results / "REPORT.md", results / "README.md", Path("README.md")]
+    for changed in write_report(*files, results=results):
+        typer.echo(changed)
+    for figure in draw_report(results):
+        typer.echo(figure)
+
+
 def _names(text: str) -> list[str]:
     """ "a,b" -> ["a", "b"]"""
     return [name.strip() for name in text.split(",") if name.strip()]

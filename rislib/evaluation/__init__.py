@@ -13,7 +13,7 @@ from rislib.evaluation.anatomy import (
     gallery,
     name_error,
 )
-from rislib.evaluation.compare import Difference, compare_pictures, compare_seeds
+from rislib.evaluation.compare import Difference, compare_pictures, compare_seeds, mean_interval
 from rislib.evaluation.edits import reactions, remembered
 from rislib.evaluation.metrics import Scores, intersection_and_union
 from rislib.evaluation.protocols import (
@@ -52,6 +52,7 @@ __all__ = [
     "gallery",
     "hidden_words",
     "intersection_and_union",
+    "mean_interval",
     "name_error",
     "predict_masks",
     "reactions",

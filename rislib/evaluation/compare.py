@@ -43,7 +43,6 @@ def compare_pictures(
     second: Sequence[Mapping[str, Sequence]],
     metric: Literal["oIoU", "mIoU"] = "oIoU",
     *,
-    level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Difference:
@@ -64,16 +63,20 @@ def compare_pictures(
         raise ValueError(
             "only runs that were asked about the same pictures can be compared picture by picture"
         )
-    pictures = len(first[0]["image_ids"])
-    drawn = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
-    everything = np.ones((1, pictures))
-    points, resampled = (
-        _mean_over_runs(draw, first, metric) - _mean_over_runs(draw, second, metric)
-        for draw in (everything, drawn)
-    )
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(resampled, [tail, 100 - tail])
-    return Difference(float(points[0]), float(low), float(high))
+    ahead = _redrawn(first, metric, resamples, seed) - _redrawn(second, metric, resamples, seed)
+    return Difference(float(ahead[0]), *np.percentile(ahead[1:], [2.5, 97.5]).tolist())
+
+
+def mean_interval(
+    runs: Sequence[Mapping[str, Sequence]],
+    metric: Literal["oIoU", "mIoU"] = "oIoU",
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The 95 % interval over pictures, (low, high) in percent, of the mean of several runs."""
+    low, high = np.percentile(_redrawn(runs, metric, resamples, seed)[1:], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Difference:
@@ -96,7 +99,10 @@ def compare_seeds(first: Sequence[float], second: Sequence[float]) -> Difference
     return Difference(points, points - half, points + half)
 
 
-def _mean_over_runs(draws: np.ndarray, runs: Sequence[Mapping[str, Sequence]], metric: str) -> np.ndarray:
-    """(draws, pictures), how often each picture was drawn -> (draws,) the runs' mean metric, in percent."""
+def _redrawn(runs: Sequence[Mapping[str, Sequence]], metric: str, resamples: int, seed: int) -> np.ndarray:
+    """The runs' mean metric in percent, (1 + resamples,): of all pictures, then of pictures drawn anew."""
     above, below = {"oIoU": ("intersections", "unions"), "mIoU": ("ious", "expressions")}[metric]
-    return np.mean([100 * (draws @ run[above]) / (draws @ run[below]) for run in runs], axis=0)
+    pictures = len(runs[0]["image_ids"])
+    drawn = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+    drawn = np.concatenate([np.ones((1, pictures)), drawn])  # (1 + resamples, pictures)
+    return np.mean([100 * (drawn @ run[above]) / (drawn @ run[below]) for run in runs], axis=0)

@@ -74,6 +74,7 @@ STUDIES = {
             "not_contrastive": Variant("cris", {"contrastive": False}, "full"),
             "from_scratch": Variant("cris", {"pretrained": False}, "full"),
         },
+        seeds=5,
     ),
     "magnet_ablation": Study(
         "Parts of MagNet",

@@ -1,0 +1,110 @@
+"""The report's pictures, made of `results/` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rislib import viz
+from rislib.evaluation import ERRORS, mean_interval
+from rislib.study.claims import CLAIMS, differences
+from rislib.study.report import NAMES, by_method, read_runs
+
+COLOURS = {
+    "cris": viz.PREDICTION,
+    "lavt": viz.TRUTH,
+    "magnet": viz.INK,
+    "cm_masksd": "#f2a900",
+    "mail": "#6c5ce7",
+}
+# From right to nothing: what is nearly right is green, too.
+ERROR_COLOURS = (
+    "#3aa76d",
+    "#9bd3b4",
+    "#f2d479",
+    "#f2a900",
+    "#e8c9a0",
+    viz.PREDICTION,
+    "#c9a3bd",
+    viz.HAIRLINE,
+)
+
+
+def five_minutes(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
+    """oIoU: bars are means, lines intervals over pictures, dots seeds."""
+    figure, axes = viz.chart("Five methods, five minutes", "oIoU on RefMini val, percent", height=2.4)
+    for row, (method, runs) in enumerate(methods.items()):
+        values = [run["oIoU"] for run in runs]
+        axes.barh(row, np.mean(values), color=COLOURS[method], alpha=0.25, height=0.6)
+        axes.plot(mean_interval([run["by_picture"] for run in runs]), [row, row], color=COLOURS[method])
+        axes.plot(values, [row] * len(values), "o", color=COLOURS[method], markersize=4)
+    axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods])
+    axes.set(xlim=(0, 100), ylim=(len(methods) - 0.5, -0.5))
+    axes.tick_params(axis="y", labelcolor=viz.INK)
+    return figure
+
+
+def curves(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
+    """The loss over samples, as a share of what it was at first: methods have different losses."""
+    figure, axes = viz.chart("How they learn, seed 0", "samples", "loss, share of the first", height=3.2)
+    for method, runs in methods.items():
+        samples, loss = runs[0]["curve"]["samples"], runs[0]["curve"]["loss"]
+        axes.plot(samples, np.divide(loss, loss[0]), color=COLOURS[method], linewidth=2, label=NAMES[method])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+    return figure
+
+
+def errors(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
+    """Stacked bars: what the answers are, means over seeds."""
+    figure, axes = viz.chart("What the answers are", "percent of all answers", height=3)
+    left = np.zeros(len(methods))
+    for error, colour in zip(ERRORS, ERROR_COLOURS, strict=True):
+        shares = []
+        for runs in methods.values():
+            counts = [run["anatomy"]["errors"]["all"] for run in runs]
+            shares.append(np.mean([100 * c[error] / sum(c[e] for e in ERRORS) for c in counts]))
+        axes.barh(range(len(methods)), shares, left=left, color=colour, height=0.66, label=error)
+        left += shares
+    axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods])
+    axes.set(xlim=(0, 100), ylim=(len(methods) - 0.5, -0.5))
+    axes.tick_params(axis="y", labelcolor=viz.INK)
+    figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside lower left"
+    )
+    return figure
+
+
+def claims(results: Path) -> viz.Drawing:
+    """Every claim's difference: thick over pictures, thin over seeds."""
+    found = [(claim, *differences(claim, read_runs(results, claim.study))) for claim in CLAIMS]
+    found = [(claim, by_seeds, by_pictures) for claim, by_seeds, by_pictures, _ in found if by_seeds]
+    figure, axes = viz.chart("What each part is worth", "points", width=8, height=0.8 + 0.28 * len(found))
+    axes.axvline(0, color=viz.FAINT, linewidth=1)
+    for row, (claim, by_seeds, by_pictures) in enumerate(found):
+        colour = COLOURS[{name: key for key, name in NAMES.items()}[claim.paper]]
+        if np.isfinite(by_seeds.high):
+            axes.plot([by_seeds.low, by_seeds.high], [row, row], color=colour, linewidth=1)
+        if by_pictures:
+            axes.plot([by_pictures.low, by_pictures.high], [row, row], color=colour, linewidth=4, alpha=0.4)
+        axes.plot(by_seeds.points, row, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(found)), [f"{c.paper}: {c.first} − {c.second}" for c, *_ in found])
+    axes.set(xlim=(-20, 20), ylim=(len(found) - 0.5, -0.5))
+    axes.tick_params(axis="y", labelcolor=viz.INK)
+    return figure
+
+
+def draw_report(results: Path | str = "results") -> list[Path]:
+    """Draw every figure of the report into RESULTS/figures; returns the files."""
+    methods = by_method(Path(results))
+    drawn = {"differences": claims(Path(results))}
+    if methods:
+        drawn |= {"five_minutes": five_minutes(methods), "curves": curves(methods), "errors": errors(methods)}
+    folder = Path(results) / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    return [folder / f"{name}.png" for name in drawn]

@@ -90,9 +90,14 @@ def claims(results: Path) -> viz.Drawing:
             axes.plot([by_seeds.low, by_seeds.high], [row, row], color=colour, linewidth=1)
         if by_pictures:
             axes.plot([by_pictures.low, by_pictures.high], [row, row], color=colour, linewidth=4, alpha=0.4)
-        axes.plot(by_seeds.points, row, "o", color=colour, markersize=5)
+        if abs(by_seeds.points) < 20:
+            axes.plot(by_seeds.points, row, "o", color=colour, markersize=5)
+        else:
+            axes.text(
+                19.5, row, f"{by_seeds.points:+.0f} →", ha="right", va="center", color=colour, fontsize=9
+            )
     axes.set_yticks(range(len(found)), [f"{c.paper}: {c.first} − {c.second}" for c, *_ in found])
-    axes.set(xlim=(-20, 20), ylim=(len(found) - 0.5, -0.5))
+    axes.set(xlim=(-20, 20), ylim=(max(len(found), 1) - 0.5, -0.5))
     axes.tick_params(axis="y", labelcolor=viz.INK)
     return figure
 

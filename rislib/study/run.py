@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
 from rislib.data import open_split, with_instances
@@ -65,9 +66,10 @@ def run_study(
         open_split(source, "val")  # drawn once, and not by each process
 
     def keep(run: dict[str, Any]) -> None:
-        record = _read(file, study)  # another process may have written, too
-        record["runs"].append(run)
-        write_record(file, record)
+        with FileLock(file.with_suffix(".lock")):  # other processes may do other runs of this study
+            record = _read(file, study)
+            record["runs"].append(run)
+            write_record(file, record)
         bar.update(run["samples"])
         bar.write(f"{run['variant']:24} {run['data']:9} seed {run['seed']}   oIoU {run['oIoU']:.2f}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,3 +186,13 @@ def test_predictor_equals_evaluation(run: Path, world: Path):
     report = evaluate(predictor.method, samples, protocol, batch_size=5, progress=False)
     assert report.scores.summary()["oIoU"] > 0.2
     assert report.scores.summary()["oIoU"] == pytest.approx(scores.summary()["oIoU"], abs=0.02)
+
+
+def test_a_report_is_made_anew_by_one_command(tmp_path: Path):
+    results = Path(__file__).parents[1] / "results"
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table: published -->\n<!-- /table -->\n")
+    shutil.copy(results / "parameters.json", tmp_path)
+    assert rislib("study", "report", page, "--results", tmp_path).startswith("page.md: published\n")
+    assert "| CRIS (R101) | mIoU | 70.47 |" in page.read_text()
+    assert (tmp_path / "figures" / "differences.png").exists()

@@ -831,8 +831,8 @@ show(
 # | **without decoder** | 62.66 | 64.64 |
 # | **with decoder** | 66.31 | 68.66 |
 #
-# Here is the same in our world: `python results/ablation.py cris` trains five variants with 6,000 samples
-# each, three times, with other seeds. In the library an ablation is an argument:
+# Here is the same in our world: `python -m rislib study run cris_ablation` trains five variants with 6,000
+# samples each, several times, with other seeds. In the library an ablation is an argument:
 #
 # | variant | argument | what is left |
 # |---|---|---|

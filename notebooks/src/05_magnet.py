@@ -1292,9 +1292,9 @@ for name, mask in {"empty": torch.zeros(1, 1, 96, 96), "full": torch.ones(1, 1, 
 # without any new idea. And equal runs of LAVT lie about half a point apart, up or down.
 #
 # What is each part worth? We could not look up the paper's own ablation. Here is ours, in the mini world:
-# `python results/ablation.py magnet`, 9,600 samples for each, several seeds. *Apart*: the mask is made from
-# the whole sentence, and the towers read it once more, with holes, for the guess. *More holes*: 40 % of the
-# words are hidden instead of 15 %. *Blind*: the guesser sees words alone.
+# `python -m rislib study run magnet_ablation`, 9,600 samples for each, several seeds. *Apart*: the mask is
+# made from the whole sentence, and the towers read it once more, with holes, for the guess. *More holes*:
+# 40 % of the words are hidden instead of 15 %. *Blind*: the guesser sees words alone.
 
 # %%
 CAPTIONS = {

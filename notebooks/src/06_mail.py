@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # %% tags=["imports"]
 from rislib import viz
 from rislib.course import check, hint, show
-from rislib.course.recorded import recorded
+from rislib.course.recorded import measured
 from rislib.data import build_refmini, make_batch, open_split, propose, recall, to_tensor, with_instances
 from rislib.data.batches import instances_to_tensor
 from rislib.data.instances import average_recall
@@ -459,15 +459,6 @@ show(viz.gallery(panels, captions, width=9.6), alt="Four pictures, pale; what wa
 
 
 # %%
-def measured(name):
-    """A record of `results/`, or nothing if it has not been made yet."""
-    try:
-        return recorded(name)
-    except FileNotFoundError:
-        print(f"There is no record {name!r} yet: this cell shows nothing.")
-        return {}
-
-
 proposals = measured("proposals")
 for split in [name for name in ("train", "val") if name in proposals]:
     numbers = proposals[split]
@@ -1083,8 +1074,8 @@ print(f"than it {'draws' if ahead > 0 else 'chooses'}.")
 # than RefCOCO speaks of. LAVT has seen no mask but those of its training references. And if that network was
 # not kept away from the exam, nobody knows what the point is worth.*
 #
-# What are masks worth, and whose merit is it? `python results/ablation.py mail`: several seeds in the mini
-# world, each network trained with what it is asked with.
+# What are masks worth, and whose merit is it? `python -m rislib study run mail_ablation`: several seeds in
+# the mini world, each network trained with what it is asked with.
 
 # %%
 CAPTIONS = {

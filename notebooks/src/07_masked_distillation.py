@@ -31,7 +31,7 @@ from torch.nn import functional as F
 # %% tags=["imports"]
 from rislib import viz
 from rislib.course import check, hint, show
-from rislib.course.recorded import recorded
+from rislib.course.recorded import measured, recorded
 from rislib.data import build_refmini, make_batch, open_split
 from rislib.data.refmini import CATEGORIES, COLOURS
 from rislib.data.refmini.build import draw_picture
@@ -842,17 +842,6 @@ show(
 # %% [markdown]
 # A minute and a half is short. For the record it was followed for longer:
 
-
-# %%
-def measured(name):
-    """A record of `results/`, or nothing if it has not been made yet."""
-    try:
-        return recorded(name)
-    except FileNotFoundError:
-        print(f"There is no record {name!r} yet: these cells show nothing.")
-        return {}
-
-
 # %%
 followed = measured("masksd_chosen")
 if followed:
@@ -975,8 +964,8 @@ for stop_gradient in (True, False):
 # trainings of LAVT lie about half a point apart (lesson 05). So on RefCOCO neither difference says much.*
 #
 # The paper also compares guided with random masking, and other strategies, in favour of its own; so says the
-# summary. We have not seen those numbers. Here are ours, from the mini world: `python results/ablation.py
-# masksd`, several seeds.
+# summary. We have not seen those numbers. Here are ours, from the mini world: `python -m rislib study
+# run masksd_ablation`, several seeds.
 
 # %%
 CAPTIONS = {
@@ -1078,7 +1067,7 @@ if {"plain", "both"} <= ablation.keys():
 
 # %%
 grid = {}  # (K, alpha) -> oIoU of its runs
-for one in measured("masksd_grid_ablation").get("runs", []):
+for one in measured("masksd_grid").get("runs", []):
     grid.setdefault((one["options"]["top_patches"], one["options"]["masked_patches"]), []).append(one["oIoU"])
 if grid:
     tops, alphas = (sorted(set(shares)) for shares in zip(*grid, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 from rislib import viz
 from rislib.evaluation import ERRORS, mean_interval
 from rislib.study.claims import CLAIMS, differences
-from rislib.study.report import NAMES, by_method, read_runs
+from rislib.study.report import NAMES, by_method, dissected, read_runs
 
 COLOURS = {
     "cris": viz.PREDICTION,
@@ -59,7 +59,7 @@ def curves(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
 
 
 def errors(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
-    """Stacked bars: what the answers are, means over seeds."""
+    """Stacked bars: what the answers are."""
     figure, axes = viz.chart("What the answers are", "percent of all answers", height=3)
     left = np.zeros(len(methods))
     for error, colour in zip(ERRORS, ERROR_COLOURS, strict=True):
@@ -107,7 +107,8 @@ def draw_report(results: Path | str = "results") -> list[Path]:
     methods = by_method(Path(results))
     drawn = {"differences": claims(Path(results))}
     if methods:
-        drawn |= {"five_minutes": five_minutes(methods), "curves": curves(methods), "errors": errors(methods)}
+        drawn |= {"five_minutes": five_minutes(methods), "curves": curves(methods)}
+        drawn["errors"] = errors(dissected(Path(results)))
     folder = Path(results) / "figures"
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():

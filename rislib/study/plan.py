@@ -32,7 +32,7 @@ class Study:
     variants: Mapping[str, Variant]
     data: tuple[str, ...] = ("refmini",)
     seeds: int = 3
-    closely: bool = False  # also with the words of other pictures, and `rislib.evaluation.dissect`
+    closely: bool = False  # also with the words of other pictures; of seed 0 `rislib.evaluation.dissect`, too
 
 
 FIVE = {

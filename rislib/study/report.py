@@ -110,9 +110,9 @@ def against_each_other(results: Path) -> str:
 
 
 def errors(results: Path) -> str:
-    """What the answers of each method are, in percent of all: means over seeds."""
+    """What the answers of each method are, in percent of all."""
     rows = []
-    for method, runs in by_method(results).items():
+    for method, runs in dissected(results).items():
         counts = [run["anatomy"]["errors"]["all"] for run in runs]
         shares = [np.mean([100 * c[e] / sum(c[e] for e in ERRORS) for c in counts]) for e in ERRORS]
         rows.append([NAMES[method], *(f"{share:.0f}" for share in shares)])
@@ -121,7 +121,7 @@ def errors(results: Path) -> str:
 
 def edits(results: Path) -> str:
     """After an edit: how often the answer stayed, in percent, and how often it was right before and after."""
-    methods = by_method(results)
+    methods = dissected(results)
     names = list(dict.fromkeys(e for runs in methods.values() for e in runs[0]["anatomy"]["reactions"]))
     rows = []
     for edit in names:
@@ -148,7 +148,7 @@ def protocols(results: Path) -> str:
                     t: np.mean([run["anatomy"]["thresholds"][protocol][t][metric] for run in runs])
                     for t in runs[0]["anatomy"]["thresholds"][protocol]
                 }
-                for method, runs in by_method(results).items()
+                for method, runs in dissected(results).items()
             }
             for threshold in ("0.1", "0.35", "0.5", "0.65", "0.9"):
                 ranked = sorted(found, key=lambda method: -found[method][threshold])
@@ -278,6 +278,12 @@ def by_method(results: Path) -> dict[str, list[dict[str, Any]]]:
     found = {method: _sorted([run for run in runs if run["variant"] == method]) for method in FIVE}
     found = {method: some for method, some in found.items() if some}
     return dict(sorted(found.items(), key=lambda item: -_mean(item[1], "oIoU")))
+
+
+def dissected(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """As `by_method`, those runs that have an anatomy."""
+    found = {m: [run for run in runs if "anatomy" in run] for m, runs in by_method(results).items()}
+    return {method: runs for method, runs in found.items() if runs}
 
 
 def _paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[Run], list[Run]]:

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Draw RefMini; get and check RefCOCO.", no_args_is_help=True)
+data_app = typer.Typer(help="Draw RefMini; get and check RefCOCO; your own pictures.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 study_app = typer.Typer(help="The trainings behind the tables, and the tables.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
@@ -41,6 +41,8 @@ def data_check(
     ] = False,
 ) -> None:
     """Read everything in FOLDER; print counts per split, a line per fault; exit status 1 if there are any.
+
+    FOLDER has RefCOCO's layout, or your own pictures and their expressions.csv (see `data import`).
 
     refcoco, refcoco+ and refcocog must have the published counts of references, sentences and images.
     """
@@ -76,6 +78,25 @@ def data_convert(
     from rislib.data.hub import convert_hub
 
     typer.echo(f"{out / dataset}/refs({convert_hub(files, out, dataset)}).json")
+
+
+@data_app.command("import")
+def data_import(
+    folder: Annotated[Path, typer.Argument(help="Pictures, and expressions.csv or expressions.json.")],
+    out: Annotated[Path, typer.Option(help="A new folder, for --data.")],
+    size: Annotated[
+        int, typer.Option(help="Longest side of a picture, pixels; 0 leaves them as they are.")
+    ] = 640,
+) -> None:
+    """Bring a folder of your own pictures into RefCOCO's layout, if nothing is wrong with it."""
+    from rislib.data import check_folder, import_own
+
+    report = check_folder(folder, progress=True)
+    for line in report.lines():
+        typer.echo(line)
+    if not report.ok:
+        raise typer.Exit(1)
+    typer.echo(import_own(folder, out, size=size or None, progress=True))
 
 
 @data_app.command("build")
@@ -205,12 +226,11 @@ def segment(
     ] = None,
 ) -> None:
     """Find what EXPRESSION refers to in IMAGE."""
-    from PIL import Image
-
+    from rislib.data import open_picture
     from rislib.predict import Predictor
     from rislib.viz import overlay
 
-    picture = Image.open(image).convert("RGB")
+    picture = open_picture(image)
     predictor = Predictor.from_run(run)
     predictor.set_image(picture, None if segmenter is None else _segmenter(segmenter).segment(picture)[0])
     found = predictor.segment(expression)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rislib.data import box_of_mask, to_tensor
+from rislib.data import box_of_mask, open_picture, to_tensor
 from rislib.data.batches import instances_to_tensor
 from rislib.evaluation import CRIS_2022, Protocol
 from rislib.evaluation.protocols import score_maps
@@ -61,12 +61,12 @@ class Predictor:
     def set_image(
         self, image: Image.Image | np.ndarray | Path | str, instances: np.ndarray | None = None
     ) -> None:
-        """Look at a picture of any size: PIL, an array (H, W, 3) uint8, or a file.
+        """Look at a picture of any size: PIL, an array (H, W, 3) uint8, or a file (read upright).
 
         instances (N, H, W) bool are masks of things in it, best first, for methods that read them (MaIL).
         """
         if isinstance(image, (str, Path)):
-            image = Image.open(image)
+            image = open_picture(image)
         elif isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         image = image.convert("RGB")

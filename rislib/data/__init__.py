@@ -6,6 +6,8 @@ from rislib.data.errors import DataError, UnsafePickle
 from rislib.data.index import Record, find_datasets
 from rislib.data.instances import propose, recall, with_instances
 from rislib.data.masks import box_of_mask, decode_segmentation, encode_mask
+from rislib.data.own import import_own
+from rislib.data.pictures import open_picture
 from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini.build import build_refmini, load_refmini
 from rislib.data.splits import open_split
@@ -27,9 +29,11 @@ __all__ = [
     "encode_mask",
     "find_datasets",
     "geometry_for",
+    "import_own",
     "load_refcoco",
     "load_refmini",
     "make_batch",
+    "open_picture",
     "open_split",
     "propose",
     "recall",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError
+from rislib.data.expressions import TABLES, Row, own_table, read_table
 from rislib.data.index import (
     Instances,
     Record,
@@ -17,6 +19,7 @@ from rislib.data.index import (
     read_instances,
     read_references,
 )
+from rislib.data.own import SPLIT_BY, look
 from rislib.data.published import Size, differences
 
 
@@ -43,10 +46,11 @@ class Report:
     counts: tuple[Count, ...]
     faults: tuple[str, ...]  # what is wrong, one line each
     differences: tuple[str, ...] = ()  # which counts are not the published ones, one line each
+    remarks: tuple[str, ...] = ()  # what is right but odd, one line each
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong, and everything as published."""
+        """Whether nothing is wrong, and everything as published. Remarks do not count."""
         return not self.faults and not self.differences
 
     def lines(self) -> list[str]:
@@ -55,13 +59,15 @@ class Report:
         end = f"{number:,} fault{'s' if number > 1 else ''}" if number else "no fault"
         if self.differences:
             end += f", {len(self.differences):,} of the counts not as published"
-        return [*map(str, self.counts), *self.faults, *self.differences, end]
+        return [*map(str, self.counts), *self.remarks, *self.faults, *self.differences, end]
 
 
 def check_folder(
     root: str | Path, *, pixels: bool = True, published: bool = True, progress: bool = False
 ) -> Report:
     """Reads every index under `root` and, with `pixels`, every picture and every mask.
+
+    `root` is a folder in RefCOCO's layout, or of one's own pictures (`rislib.data.own`).
 
     With `published`, the counts of refcoco, refcoco+ and refcocog are held against the published ones: not
     what one wants where the folder holds a part of them on purpose. Other names have no such counts.
@@ -71,9 +77,14 @@ def check_folder(
     """
     root = Path(root)
     check = _Check()
+    if own_table(root):
+        return _check_own(root, check, pixels, progress)
     datasets = find_datasets(root)
     if not datasets:
-        check.fault(DataError("no <dataset>/refs(<split_by>).p or .json", file=root.name))
+        problem = (
+            f"no <dataset>/refs(<split_by>).p or .json, and for your own pictures no {' or '.join(TABLES)}"
+        )
+        check.fault(DataError(problem, file=root.name))
     for dataset in sorted({name for name, _ in datasets}):
         with collector_paused():
             instances = read_instances(root, dataset, check.fault)
@@ -84,7 +95,29 @@ def check_folder(
                 referred |= {record.ann_id for record in records}
         if pixels:
             check.read_pixels(instances, referred, progress)
-    return Report(tuple(check.counts), tuple(check.faults), tuple(check.differences))
+    return check.report()
+
+
+def _check_own(folder: Path, check: _Check, pixels: bool, progress: bool) -> Report:
+    rows = read_table(folder, check.fault, check.remarks.append)
+    check.count(folder.resolve().name, SPLIT_BY, _numbered(rows), published=False)
+    if pixels:
+        for _ in look(folder, rows, check.fault, progress=progress):
+            pass
+    return check.report()
+
+
+def _numbered(rows: Sequence[Row]) -> list[Record]:
+    """What is said, with numbers for pictures and things."""
+    images: dict[str, int] = {}
+    things: dict[Any, int] = {}
+    records = []
+    for i, row in enumerate(rows):
+        image = images.setdefault(row.image, len(images))
+        thing = things.setdefault(row.thing, len(things))
+        if row.expression is not None:
+            records.append(Record(row.expression, None, image, thing, thing, i, row.split, row.category))
+    return records
 
 
 @dataclass
@@ -94,6 +127,10 @@ class _Check:
     counts: list[Count] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def report(self) -> Report:
+        return Report(tuple(self.counts), tuple(self.faults), tuple(self.differences), tuple(self.remarks))
 
     def fault(self, error: DataError) -> None:
         self.faults.append(" ".join(str(error).split()))  # a file name may hold a line break

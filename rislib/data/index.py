@@ -101,7 +101,7 @@ def read_instances(root: Path, dataset: str, on_fault: Fault = raise_fault) -> I
         if not isinstance(document, dict):
             raise DataError(f"{_type(document)} instead of an object")
         _read_pictures(document, found, root, picture_folder(root, dataset), on_fault)
-        _read_annotations(document, found, _read_categories(document, found.file, on_fault), on_fault)
+        _read_annotations(document, found, read_categories(document, found.file, on_fault), on_fault)
     return found
 
 
@@ -143,21 +143,21 @@ def _read_pictures(
     relative = folder.relative_to(root).as_posix()
     for row, label in labelled_rows(document.get("images"), "image", "id", "images"):
         with locating(found.file, label, on_fault):
-            image_id = _new_id(row, "id", found.pictures)
-            name = _take(row, "file_name", str)
+            image_id = new_id(row, "id", found.pictures)
+            name = take(row, "file_name", str)
             if not name or Path(name).name != name:
                 raise DataError("not a plain file name", field="file_name")
-            height, width = _take(row, "height", int), _take(row, "width", int)
+            height, width = take(row, "height", int), take(row, "width", int)
             if min(height, width) < 1:
                 raise DataError(f"a picture of {height} x {width} pixels", field="height")
             found.pictures[image_id] = Picture(folder / name, f"{relative}/{name}", height, width)
 
 
-def _read_categories(document: dict[str, Any], file: str, on_fault: Fault) -> dict[int, str]:
+def read_categories(document: dict[str, Any], file: str, on_fault: Fault) -> dict[int, str]:
     names: dict[int, str] = {}
     for row, label in labelled_rows(document.get("categories", []), "category", "id", "categories"):
         with locating(file, label, on_fault):
-            names[_new_id(row, "id", names)] = _take(row, "name", str)
+            names[new_id(row, "id", names)] = take(row, "name", str)
     return names
 
 
@@ -166,7 +166,7 @@ def _read_annotations(
 ) -> None:
     for row, label in labelled_rows(document.get("annotations"), "annotation", "id", "annotations"):
         with locating(found.file, label, on_fault):
-            ann_id = _new_id(row, "id", found.image_of)
+            ann_id = new_id(row, "id", found.image_of)
             image_id = known_id(row, "image_id", found.pictures, "image")
             category = ""
             if "category_id" in row:
@@ -180,24 +180,24 @@ def _read_annotations(
 
 def _read_reference(row: dict[str, Any], instances: Instances, seen: set[int]) -> Iterator[Record]:
     """The records of one reference, one per sentence."""
-    ref_id = _new_id(row, "ref_id", seen)
+    ref_id = new_id(row, "ref_id", seen)
     seen.add(ref_id)
     ann_id = known_id(row, "ann_id", instances.image_of, "annotation")
     image_id = known_id(row, "image_id", instances.pictures, "image")
     if instances.image_of[ann_id] != image_id:
         raise DataError(f"annotation {ann_id} is of image {instances.image_of[ann_id]}", field="image_id")
-    split = _take(row, "split", str)
-    sentences = _take(row, "sentences", list)
+    split = take(row, "split", str)
+    sentences = take(row, "sentences", list)
     if not sentences:
         raise DataError("no sentence", field="sentences")
     for sentence in sentences:
         if not isinstance(sentence, dict):
             raise DataError(f"{_type(sentence)} instead of an object", field="sentences")
-        expression = _take(sentence, "sent", str)
+        expression = take(sentence, "sent", str)
         if not expression.strip():
             raise DataError("empty expression", field="sent")
-        sent_id = _new_id(sentence, "sent_id", ())
-        kind = _take(sentence, "kind", str) if sentence.get("kind") is not None else None
+        sent_id = new_id(sentence, "sent_id", ())
+        kind = take(sentence, "kind", str) if sentence.get("kind") is not None else None
         category = instances.category_of[ann_id]
         yield Record(expression, kind, image_id, ann_id, ref_id, sent_id, split, category)
 
@@ -234,7 +234,7 @@ def labelled_rows(
         yield row, label
 
 
-def _take(row: Any, field: str, kind: type) -> Any:
+def take(row: Any, field: str, kind: type) -> Any:
     """A field of the record, of exactly this type: True is no number here."""
     if not isinstance(row, dict):
         raise DataError(f"{_type(row)} instead of an object")
@@ -245,8 +245,8 @@ def _take(row: Any, field: str, kind: type) -> Any:
     return row[field]
 
 
-def _new_id(row: Any, field: str, seen: Any) -> int:
-    number = _take(row, field, int)
+def new_id(row: Any, field: str, seen: Any) -> int:
+    number = take(row, field, int)
     if not _is_id(number):
         raise DataError("out of range", field=field)
     if number in seen:
@@ -255,7 +255,7 @@ def _new_id(row: Any, field: str, seen: Any) -> int:
 
 
 def known_id(row: Any, field: str, known: Any, noun: str) -> int:
-    number = _new_id(row, field, ())
+    number = new_id(row, field, ())
     if number not in known:
         raise DataError(f"no {noun} {number}", field=field)
     return number

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from rislib.data.errors import DataError
+from rislib.data.expressions import own_table
 from rislib.data.index import find_datasets
 from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini import FLAVOURS
@@ -27,6 +28,9 @@ def open_split(where: str | Path, split: str | None) -> RefDataset:
     if where in FLAVOURS:
         return load_refmini(str(where), split)
     where = Path(where)
+    if own_table(where):
+        todo = f"bring it into RefCOCO's layout first: python -m rislib data import {where} --out NEW"
+        raise DataError(f"a folder of your own pictures; {todo}, and then name NEW", file=str(where))
     if named := re.fullmatch(r"refs\((.+)\)\.(p|json)", where.name):
         root, dataset, split_by = where.parents[1], where.parent.name, named[1]
     else:

@@ -130,6 +130,7 @@ def train(
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was interrupted.")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="No pretrained encoders.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Go on from this finished run's weights.")] = None,
     blind: Annotated[bool, typer.Option("--blind", help="Every expression becomes the same word.")] = False,
     without: Annotated[str, typer.Option(help="Parts to leave out, as mask_grounding,cam,cal.")] = "",
     add: Annotated[str, typer.Option("--with", help="Parts to add, as mask_grounding.")] = "",
@@ -153,6 +154,7 @@ def train(
         seed=seed,
         resume=resume,
         from_scratch=from_scratch,
+        start=start,
         blind=blind,
         instances=instances,
     )

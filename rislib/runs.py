@@ -38,6 +38,7 @@ def train_run(
     seed: int = 0,
     resume: bool = False,
     from_scratch: bool = False,
+    start: Path | str | None = None,
     blind: bool = False,
     instances: str = "none",
     progress: bool = True,
@@ -50,24 +51,29 @@ def train_run(
         minutes, samples: how long. Exactly one; only a number of samples is exactly reproducible.
         seed: of the new weights, the order of the samples, and dropout.
         from_scratch: no pretrained encoders.
+        start: the folder of a finished run of the same network: go on from its weights (fine-tuning).
         blind: every expression replaced by the same word, to learn what a picture gives away by itself.
         instances: where the masks come from that MaIL reads: see `rislib.data.with_instances`.
 
     Raises:
-        ValueError: unknown method or size, not exactly one budget, a run to resume that is another one, or
-            instance masks for a method that reads none.
+        ValueError: unknown method or size, not exactly one budget, a run to resume that is another one, a run
+            to start from that is another network, or instance masks for a method that reads none.
+        FileNotFoundError: the run to start from is none, or has not ended.
         DataError: the data or the instance masks are not here, or are malformed.
     """
+    if start is not None and (from_scratch or Path(start).resolve() == Path(out).resolve()):
+        raise ValueError("a start is another run's folder, and not from scratch")
     options = {"pretrained": not from_scratch, **(options or {})}
     recipe = recipe or mini_recipe(method)
     torch.manual_seed(seed)
-    network = build(method, preset, **options)
+    network = build(method, preset, **options) if start is None else _started(start, method, preset, options)
     references = _with_instances(network, open_split(data, "train"), instances)
     references = blinded(references) if blind else references
     record = {
         "method": method,
         "preset": preset,
         "options": options,
+        "start": None if start is None else str(start),
         "parameters": sum(p.numel() for p in network.parameters()),
         "data": data,
         "blind": blind,
@@ -187,7 +193,7 @@ def read_record(run: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{run} is not a run: it has no run.json. `python -m rislib train` makes one."
         )
-    return {"instances": "none", **json.loads(path.read_text())}  # older runs do not mention any
+    return {"instances": "none", "start": None, **json.loads(path.read_text())}  # older runs mention neither
 
 
 def read_log(run: Path | str) -> list[dict[str, Any]]:
@@ -199,6 +205,18 @@ def _with_instances(method: Method, samples: RefDataset, source: str) -> RefData
     if source != "none" and not method.reads_instances:
         raise ValueError(f"{type(method).__name__} reads no instance masks, neither {source} nor any other")
     return with_instances(samples, source)
+
+
+def _started(run: Path | str, method: str, preset: str, options: Mapping[str, Any]) -> Method:
+    """The network of a finished run, heads and all, if it is the one that is asked for."""
+    record = read_record(run)
+    asked = {"method": method, "preset": preset, **json.loads(json.dumps(options))}
+    there = {"method": record["method"], "preset": record["preset"], **record["options"]}
+    for key in (asked.keys() | there.keys()) - {"pretrained"}:  # where its towers began is all the same
+        if asked.get(key) != there.get(key):
+            problem = f"its {key} is {there.get(key)}, and {asked.get(key)} is asked for"
+            raise ValueError(f"{run} cannot be started from: {problem}")
+    return load_method(run, heads=True)
 
 
 def _write_record(run: Path | str, facts: dict[str, Any]) -> None:

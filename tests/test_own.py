@@ -401,8 +401,10 @@ def test_cocos_annotations(mine: tuple[Path, Rows]) -> None:
     triangle = [[1, 1, 9, 1, 1, 9]]
     document["annotations"][0].update(captions=["one", "two"], segmentation=triangle, category_id=7)
     del document["annotations"][0]["expression"], document["annotations"][1]["expression"]
-    for image in document["images"]:
-        image.update(split="val", height=SIDE, width=SIDE)
+    for each in document["images"]:
+        each.update(height=SIDE, width=SIDE)
+    for each in document["annotations"]:
+        each.update({"split": "val"} if "expression" in each or "captions" in each else {})
     (folder / "expressions.json").write_text(json.dumps(document))
     samples = open_split(import_own(folder, folder.parent / "new"), "val")
     assert [sample.expression for sample in samples[:2]] == ["one", "two"] and len(samples) == 6

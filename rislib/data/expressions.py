@@ -255,10 +255,10 @@ def _check_splits(
     first: dict[str, Row] = {}
     for row in rows:
         with locating(table, row.place, on_fault):
-            if row.split not in SPLITS:
+            if row.expression is not None and row.split not in SPLITS:
                 problem = f"{row.split!r} is none of {', '.join(SPLITS)}: give all rows one of these, or none"
                 raise DataError(problem, field="split")
-            before = first.setdefault(row.image, row)
+            before = first.setdefault(row.image, row) if row.expression is not None else row
             if before.split != row.split:
                 problem = f"{row.split}, but {before.place} has {row.image} in {before.split}: choose one"
                 raise DataError(problem, field="split")

@@ -8,6 +8,7 @@ is not 0; of a box, the whole rectangle does. `look` finds all that is wrong wit
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError, Fault, locating, raise_fault
@@ -89,37 +90,11 @@ def import_own(
     rows = read_table(folder)
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     index, pictures = partial / out.name, partial / "images" / out.name
-    categories = sorted({row.category for row in rows if row.category})
-    images, annotations, references, sentences = [], [], [], 0
     try:
         index.mkdir(parents=True)
         pictures.mkdir(parents=True)
-        for image_id, found in enumerate(look(folder, rows, progress=progress), start=1):
-            name = f"{image_id:06}_{PurePosixPath(found.image).name}"
-            name, shape = _save(Path(folder) / found.image, found.picture, pictures / name, size)
-            images.append(
-                {
-                    "id": image_id,
-                    "file_name": name,
-                    "height": shape[0],
-                    "width": shape[1],
-                    "from": found.image,
-                }
-            )
-            for thing in found.things:
-                ann_id = len(annotations) + 1
-                annotations.append({"id": ann_id, "image_id": image_id, **_annotation(thing, shape)})
-                if thing.rows[0].category:
-                    annotations[-1]["category_id"] = categories.index(thing.rows[0].category) + 1
-                said = [row.expression for row in thing.rows if row.expression is not None]
-                reference = {"ref_id": ann_id, "ann_id": ann_id, "image_id": image_id}
-                if said:
-                    spoken = [{"sent_id": sentences + i, "sent": words} for i, words in enumerate(said)]
-                    references.append({**reference, "split": thing.rows[0].split, "sentences": spoken})
-                    sentences += len(said)
-        names = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
-        document = {"images": images, "annotations": annotations, "categories": names}
-        (index / "instances.json").write_text(json.dumps(document))
+        instances, references = _write_pictures(Path(folder), rows, pictures, size, progress)
+        (index / "instances.json").write_text(json.dumps(instances))
         (index / f"refs({SPLIT_BY}).json").write_text(json.dumps(references))
         if out.exists():
             out.rmdir()
@@ -225,15 +200,43 @@ def _segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
 # --- writing --------------------------------------------------------------------------------------
 
 
+def _write_pictures(
+    folder: Path, rows: Sequence[Row], pictures: Path, size: int | None, progress: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Puts all pictures into the folder `pictures`; what `instances.json` and `refs(own)` say of them."""
+    categories = sorted({row.category for row in rows if row.category})
+    images, annotations, references, sentences = [], [], [], itertools.count()
+    for image_id, found in enumerate(look(folder, rows, progress=progress), start=1):
+        target = pictures / f"{image_id:06}_{PurePosixPath(found.image).name}"
+        name, (height, width) = _save(folder / found.image, found.picture, target, size)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for thing in found.things:
+            row = thing.rows[0]
+            ids = {"ann_id": len(annotations) + 1, "image_id": image_id}
+            annotation = {"id": ids["ann_id"], "image_id": image_id}
+            if row.category:
+                annotation["category_id"] = categories.index(row.category) + 1
+            with locating(own_table(folder).name, row.place):
+                annotations.append(annotation | _outlined(thing.mask, height, width))
+            said = [
+                {"sent_id": next(sentences), "sent": row.expression}
+                for row in thing.rows
+                if row.expression is not None
+            ]
+            if said:
+                references.append({"ref_id": ids["ann_id"], **ids, "split": row.split, "sentences": said})
+    names = [{"id": i, "name": name} for i, name in enumerate(categories, start=1)]
+    return {"images": images, "annotations": annotations, "categories": names}, references
+
+
 def _save(file: Path, picture: Image.Image, target: Path, size: int | None) -> tuple[str, tuple[int, int]]:
     """Puts a picture beside `target`, unchanged if it can be; its name there, and (height, width)."""
     with Image.open(file) as raw:
         kind = "JPEG" if raw.format in ("JPEG", "MPO") else "PNG"
-        upright = raw.getexif().get(0x0112, 1) == 1  # EXIF's orientation
+        upright = raw.getexif().get(ExifTags.Base.Orientation, 1) == 1
         plain = raw.format == kind and raw.mode in ("RGB", "L") and upright and not raw.has_transparency_data
     target = target.with_suffix(".jpg" if kind == "JPEG" else ".png")
     if size is not None and max(picture.size) > size:
-        picture = picture.copy()
         picture.thumbnail((size, size), Image.Resampling.LANCZOS)
         plain = False
     if plain:
@@ -243,17 +246,12 @@ def _save(file: Path, picture: Image.Image, target: Path, size: int | None) -> t
     return target.name, (picture.height, picture.width)
 
 
-def _annotation(thing: Thing, shape: tuple[int, int]) -> dict[str, Any]:
-    """COCO's record of a mask, shrunk with its picture to `shape` (height, width)."""
-    mask = thing.mask
-    if mask.shape != shape:
-        share = Image.fromarray(mask.astype(np.uint8) * 255).resize(shape[::-1], Image.Resampling.BOX)
+def _outlined(mask: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """COCO's fields for a mask, shrunk with its picture to height x width."""
+    if mask.shape != (height, width):
+        share = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
         mask = np.asarray(share) > 127
         if not mask.any():
-            raise DataError("too small to be seen in the shrunk picture", record=thing.rows[0].place)
-    return {
-        "segmentation": encode_mask(mask),
-        "area": int(mask.sum()),
-        "bbox": box_of_mask(mask),
-        "iscrowd": 0,
-    }
+            raise DataError("too small to be seen in the shrunk picture: import with a larger size")
+    box = box_of_mask(mask)
+    return {"segmentation": encode_mask(mask), "area": int(mask.sum()), "bbox": box, "iscrowd": 0}

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from rislib.cli import app
 from rislib.data import DataError, box_of_mask, check_folder, import_own, open_split, with_instances
 from rislib.data.expressions import deal
 from rislib.data.refmini.build import draw_pictures
+from rislib.predict import Predictor
+from rislib.runs import load_method, read_record, train_run
 
 SIDE = 96
 Rows = list[dict[str, Any]]
@@ -519,3 +524,82 @@ def test_only_data_errors_escape(mine: tuple[Path, Rows]) -> None:
         failed += not report.ok
         (folder / name).unlink()
     assert 100 < failed < 300
+
+
+# --- what it is good for ----------------------------------------------------------------------
+
+
+def rislib(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_run("cris", out=tmp_path_factory.mktemp("runs") / "cris", data=str(world), samples=48)
+
+
+def test_a_run_learns_on_from_own_pictures(mine: tuple[Path, Rows], run: Path, tmp_path: Path) -> None:
+    folder, rows = mine
+    write_csv(folder, [{**row, "split": "val" if row["image"] == "2.png" else "train"} for row in rows])
+    assert "no fault" in rislib("data", "import", folder, "--out", tmp_path / "new")
+    start = ("train", "cris", "--data", tmp_path / "new", "--start", run)
+
+    # A training of one step changes no weight: with warm-up, the first step's rate is 0.
+    rislib(*start, "--samples", 24, "--out", tmp_path / "same")
+    before, same = load_method(run), load_method(tmp_path / "same")
+    assert read_record(tmp_path / "same")["start"] == str(run)
+    unchanged = [
+        torch.equal(a, b) for a, b in zip(before.parameters(), same.parameters(), strict=True) if a.ndim > 1
+    ]
+    assert all(unchanged) and len(unchanged) > 50
+
+    rislib(*start, "--samples", 48, "--out", tmp_path / "tuned")
+    tuned = load_method(tmp_path / "tuned")
+    assert not torch.equal(before.neck.p5[0].weight, tuned.neck.p5[0].weight)
+    assert "2 expressions, 1 pictures" in rislib("evaluate", tmp_path / "tuned", "--data", tmp_path / "new")
+
+    for i, words in enumerate(("the dog", "the red car on the left", "the girl in the hat")):
+        answer = tmp_path / f"answer{i}.png"
+        assert "pixels" in rislib(
+            "segment", folder / f"{i}.png", words, "--run", tmp_path / "tuned", "--out", answer
+        )
+        assert Image.open(answer).size == (5 * SIDE, 5 * SIDE)  # small pictures are shown larger
+
+
+def test_only_the_same_network_can_go_on(run: Path, world: Path, tmp_path: Path) -> None:
+    train = {"data": str(world), "samples": 24, "out": tmp_path / "out", "start": run}
+    with pytest.raises(ValueError, match="its decoder_layers is None, and 0 is asked for"):
+        train_run("cris", options={"decoder_layers": 0}, **train)
+    with pytest.raises(ValueError, match="its method is cris, and lavt is asked for"):
+        train_run("lavt", **train)
+    with pytest.raises(ValueError, match="not from scratch"):
+        train_run("cris", from_scratch=True, **train)
+    with pytest.raises(ValueError, match="another run's folder"):
+        train_run("cris", **{**train, "out": run})
+    with pytest.raises(FileNotFoundError, match="not a run"):
+        train_run("cris", **{**train, "start": tmp_path})
+    assert not (tmp_path / "out").exists() and load_method(run)
+
+
+def test_a_telephones_picture_is_segmented_upright(run: Path, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "turned.jpg", exif=turned)
+    predictor = Predictor.from_run(run)
+    predictor.set_image(tmp_path / "turned.jpg")
+    assert predictor.segment("the dog").mask.shape == (64, 48)
+    rislib("segment", tmp_path / "turned.jpg", "the dog", "--run", run, "--out", tmp_path / "answer.png")
+    width, height = Image.open(tmp_path / "answer.png").size
+    assert width < height
+
+
+def test_the_import_says_what_is_wrong_and_writes_nothing(mine: tuple[Path, Rows], tmp_path: Path) -> None:
+    folder, rows = mine
+    put(0, expression="")(folder, rows)
+    write_csv(folder, rows)
+    output = rislib("data", "import", folder, "--out", tmp_path / "new", code=1)
+    assert CSV + "row 2: expression: empty" in output and "1 fault" in output
+    assert not (tmp_path / "new").exists()
+    assert rislib("data", "check", folder, code=1).count("row 2") == 1

@@ -122,7 +122,8 @@ def errors(results: Path) -> str:
 def edits(results: Path) -> str:
     """After an edit: how often the answer stayed, in percent, and how often it was right before and after."""
     methods = dissected(results)
-    names = list(dict.fromkeys(e for runs in methods.values() for e in runs[0]["anatomy"]["reactions"]))
+    found = (edit for runs in methods.values() for edit in runs[0]["anatomy"]["reactions"])
+    names = [edit for edit in dict.fromkeys(found) if edit != "unedited"]
     rows = []
     for edit in names:
         row = [edit.replace("_", " ")]

@@ -620,14 +620,13 @@ show(
 # | [02 CLIP features](02_clip_features.ipynb) | What does a network know before it sees a mask? |
 # | [03 Fusion](03_fusion.ipynb) | How do words and pixels meet? |
 # | [04 CRIS](04_cris.ipynb) | A paper, from its equations to a trained network |
-# | 05 MagNet | What if a network has to guess a hidden word from the mask? |
-# | 06 MaIL | Can the mask itself be an input? |
-# | 07 Masked distillation | Can a network teach itself what it sees through gaps? |
-# | 08 Evaluation | How is a number made, and when is a difference real? |
-# | 09 Full scale | Photographs, published checkpoints, a GPU |
+# | [05 MagNet](05_magnet.ipynb) | What if a network has to guess a hidden word from the mask? |
+# | [06 MaIL](06_mail.ipynb) | Can the mask itself be an input? |
+# | [07 Masked distillation](07_masked_distillation.ipynb) | Can a network teach itself what it sees through gaps? |
+# | [08 Evaluation](08_evaluation.ipynb) | How is a number made, and when is a difference real? |
+# | [09 Full scale](09_full_scale.ipynb) | Photographs, published checkpoints, a GPU |
 #
-# Lessons build on those before them; 05, 06 and 07 can be read in any order. Those without a link are still
-# being written.
+# Lessons build on those before them; 05, 06 and 07 can be read in any order.
 #
 # ## What you have seen
 #

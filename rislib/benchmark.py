@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rislib.methods import BUILDERS, build, part_options
 from rislib.nouns import Batch, Method
 from rislib.training import Recipe, machine
-from rislib.training.step import Losses, losses_of, make_accelerator, make_optimiser, optimise
+from rislib.training.step import losses_of, make_accelerator, optimise, prepare
 
 METHODS = {builder.__name__: key for key, builder in BUILDERS.items()}
 MODES = ("forward", "train")
@@ -174,7 +174,7 @@ def benchmark(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         seconds = [_seconds(partial(step, data), device) for _ in range(steps)]
-        peak = _peak_memory(device)
+        peak = peak_memory(device)
         with torch.compiler.set_stance("force_eager"):
             by_module = module_times(method, partial(forward, data), device)
             # Two samples stand for all. torch overcounts the gradient of CRIS's last convolution, which has
@@ -236,11 +236,11 @@ def train_step(
     method: Method, recipe: Recipe, accelerator: Accelerator, *, compile: bool = False
 ) -> tuple[Callable[[Batch], dict[str, Tensor]], Callable[[Batch], Any]]:
     """A step of `fit`, as functions of a batch: its forward pass alone (the losses), and all of it."""
-    losses = Losses(method.train())
-    if compile:
-        losses.compile()
-    network, optimiser = accelerator.prepare(losses, make_optimiser(method, recipe, accelerator.device))
-    step = partial(optimise, network, optimiser, accelerator, clip_norm=recipe.clip_norm)
+    network, optimiser = prepare(method, recipe, accelerator, compile=compile)
+
+    def step(batch: Batch) -> Any:
+        return optimise(network, optimiser, accelerator, [batch], recipe.clip_norm)
+
     return partial(losses_of, network), step
 
 
@@ -281,7 +281,7 @@ def module_times(
     marks: list[tuple[str, float]] = []
 
     def mark(name: str, *_: Any) -> None:
-        marks.append((name, _now(device)))
+        marks.append((name, now(device)))
 
     hooks = []
     for name, module in method.named_modules():
@@ -325,8 +325,8 @@ def _shown_parts(times: dict[str, float], whole: float, part: str = "") -> Itera
             yield from _shown_parts(times, whole, child)
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Bytes."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes allocated on a GPU since they were last reset; on a CPU the most that the process ever held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -334,12 +334,12 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _seconds(action: Callable[[], Any], device: torch.device) -> float:
-    start = _now(device)
+    start = now(device)
     action()
-    return _now(device) - start
+    return now(device) - start
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds, once the device has done all that it was told to."""
     if device.type != "cpu":
         torch.accelerator.synchronize()

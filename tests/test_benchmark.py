@@ -41,7 +41,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(rislib.benchmark, "_now", clock)
+    monkeypatch.setattr(rislib.benchmark, "now", clock)
     return clock
 
 

@@ -55,9 +55,13 @@ class SwinEncoder(nn.Module):
         blocks = self.layers[i].blocks
         mask = shifted_window_mask(x.shape[1], x.shape[2], blocks[0].window_size[0], x.device)
         for block in blocks:
-            x = x + block.drop_path1(_window_attention(block, block.norm1(x), mask))
-            x = x + block.drop_path2(block.mlp(block.norm2(x)))
+            x = self.block(block, x, mask)
         return x
+
+    def block(self, block: SwinTransformerBlock, x: Tensor, mask: Tensor) -> Tensor:
+        """One block, with the mask of shifted windows: x (B, h, w, C) -> like x."""
+        x = x + block.drop_path1(_window_attention(block, block.norm1(x), mask))
+        return x + block.drop_path2(block.mlp(block.norm2(x)))
 
     def downsample(self, i: int, x: Tensor) -> Tensor:
         """Merge 2 x 2 neighbours after stage i: (B, h, w, C) -> (B, ceil(h/2), ceil(w/2), 2C)."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from rislib.data.batches import make_batch
 from rislib.evaluation.metrics import PRECISION_LEVELS, Scores
 from rislib.evaluation.protocols import Protocol, score_maps, target_mask
 from rislib.nouns import Method, Sample
+from rislib.processes import processes
 
 if TYPE_CHECKING:
     from rislib.data import RefDataset
@@ -80,6 +84,7 @@ def evaluate(
     device: torch.device | str | None = None,
     progress: bool = True,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    together: bool = False,
 ) -> Report:
     """Ask the method every expression, and count.
 
@@ -91,6 +96,8 @@ def evaluate(
         device: where to run; the method's own when None.
         progress: show a bar.
         precision: of the network's forward pass (autocast). Scores are computed in float32 either way.
+        together: share the samples out to all processes of a launch. Each of them must call this, and gets
+            the report of them all, the one that a single process would make: every batch is the same.
 
     Raises:
         ValueError: there are no samples, or the precision is unknown.
@@ -99,12 +106,25 @@ def evaluate(
         raise ValueError("there are no samples to evaluate on")
     if device is not None:
         method.to(device)
+    crew = processes() if together else None
+    rank, size = (crew.process_index, crew.num_processes) if crew else (0, 1)
+    share = _share(len(samples), batch_size, rank, size)
     scores = protocol.scores()
-    shown = tqdm(samples, desc=protocol.name, unit="sample", disable=not progress)
+    shown = (samples[index] for index in share)
+    shown = tqdm(shown, desc=protocol.name, unit="sample", total=len(share), disable=not progress or rank)
     for sample, found in answers(method, shown, protocol, batch_size=batch_size, precision=precision):
         target = target_mask(sample.mask, method.preprocessing, protocol)
         scores.add(protocol.foreground(found), target, image_id=sample.image_id, kind=sample.kind)
+    if size > 1:
+        scores = reduce(Scores.merge, gather_object([scores]))
     return Report(protocol, scores)
+
+
+def _share(samples: int, batch_size: int, rank: int, processes: int) -> range:
+    """Which samples a process asks: batches that follow each other, as many as the other processes, or one less."""
+    batches = math.ceil(samples / batch_size)
+    first, last = (batches * number // processes * batch_size for number in (rank, rank + 1))
+    return range(first, min(last, samples))
 
 
 def answers(

@@ -10,8 +10,10 @@ happened. Two decisions make that simple:
 What remains is the weights, the optimiser's averages and a few numbers: one safetensors file.
 
 Devices, mixed precision and several processes are left to accelerate. `accelerate launch` starts as
-many processes as there are GPUs; a batch is then shared out between them, so that
-`Recipe.batch_size` is always the batch that one optimiser step sees.
+many processes as there are GPUs; a batch is then shared out between them, and may be cut into
+micro-batches for small ones, so that `Recipe.batch_size` is always the batch that one optimiser step
+sees. Neither changes a loss, where a loss is a mean over samples and nothing is normalised over a batch.
+On GPUs batch norm is over all processes; on CPUs, and with micro-batches, over what a forward pass sees.
 """
 
 from __future__ import annotations
@@ -19,21 +21,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from rislib.nouns import Method
 from rislib.training.checkpoint import restore_checkpoint, save_checkpoint, save_tensors
 from rislib.training.log import Clock, Log
-from rislib.training.order import Batches, seed_step
-from rislib.training.recipe import Recipe
-from rislib.training.step import Losses, make_accelerator, make_optimiser, optimise
+from rislib.training.order import Batches, load, seed_step
+from rislib.training.recipe import Recipe, set_rates
+from rislib.training.recompute import checkpoint_blocks
+from rislib.training.step import make_accelerator, optimise, prepare
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ def fit(
     validate: Callable[[Method], dict[str, float]] | None = None,
     validations: int = 10,
     workers: int = 0,
+    micro_batch: int | None = None,
+    checkpointing: bool = False,
+    compile: bool = False,
     channels_last: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -74,13 +78,16 @@ def fit(
     on a CPU; on a GPU after `torch.use_deterministic_algorithms(True)`. That is true of budgets in samples
     and epochs. With `minutes` the schedule fits itself to the clock, so no two runs are alike.
 
+    A run may go on with another number of processes or other micro-batches. Its losses are then the same up
+    to rounding, where these change nothing (see above) and nothing drops out, as that differs by process.
+
     Args:
         samples: a `rislib.data.RefDataset`, or any sequence of `Sample` that has `by_reference()` (and, for
             recipes that train by picture, `by_image()`).
         out: the run's folder. Without `resume` the training in it is started anew.
         seed: decides the order, the sentences, and all that is random in a step; not the initial weights.
-        samples_budget, minutes, epochs: how long to train. Exactly one of them. Minutes count validation
-            and saving; they go on where they were when a run is resumed.
+        samples_budget, minutes, epochs: how long to train. At most one of them; the recipe's epochs if none.
+            Minutes count validation and saving; they go on where they were when a run is resumed.
         resume: go on from the folder's checkpoint, if there is one yet.
         checkpoint_every: seconds between checkpoints. Only the last one is kept.
         log_every: steps between looks at the losses (and at the time for a checkpoint). Every step is
@@ -88,16 +95,22 @@ def fit(
         validate: called with the method in eval mode, by the first process only; its numbers are logged.
         validations: how many times, at equal distances, the last one at the end.
         workers: processes that prepare batches; 0 prepares them in between the steps.
+        micro_batch: at most so many samples at a time on each device; their gradients are added up.
+        checkpointing: forget what blocks compute, and compute it again: less memory, see `recompute.py`.
+        compile: by torch.compile, the losses; minutes at first.
         channels_last: keep pictures and kernels in that memory format; often faster on GPUs.
 
     Raises:
-        ValueError: not exactly one budget, above 0; no samples; a batch that the processes cannot share
-            equally; or a checkpoint to resume from that was made with another seed, recipe, budget or data.
+        ValueError: not exactly one budget, above 0; no samples; a batch that cannot be shared equally, by
+            processes or micro-batches; or a checkpoint to resume from that was made with another seed,
+            recipe, budget or data.
         FloatingPointError: a loss is not finite. The message names the step and all its losses.
     """
+    if samples_budget is None and minutes is None and epochs is None:
+        epochs = recipe.epochs
     budget = {"samples": samples_budget, "minutes": minutes, "epochs": epochs}
     references = samples.by_reference()
-    steps = _steps(budget, references=len(references), batch_size=recipe.batch_size)
+    steps = count_steps(budget, references=len(references), batch_size=recipe.batch_size)
     # What a run and its resumption must have in common.
     identity = {
         "seed": seed,
@@ -109,14 +122,14 @@ def fit(
 
     accelerator = make_accelerator(recipe.precision)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    if recipe.batch_size % processes:
-        raise ValueError(f"{processes} processes cannot share a batch of {recipe.batch_size} equally")
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
-    method.to(accelerator.device, memory_format=memory_format).train()
-    if processes > 1 and accelerator.device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    network, optimiser = accelerator.prepare(
-        Losses(method), make_optimiser(method, recipe, accelerator.device)
+    batches = Batches(samples, method, recipe, seed, rank=rank, processes=processes, micro_batch=micro_batch)
+    network, optimiser = prepare(
+        method,
+        recipe,
+        accelerator,
+        channels_last=channels_last,
+        checkpointing=checkpointing,
+        compile=compile,
     )
 
     folder = Path(out)
@@ -132,9 +145,8 @@ def fit(
     clock = Clock(accelerator, seconds, steps=steps, minutes=minutes)
     saved_at = seconds
 
-    batches = Batches(samples, method, recipe, seed, rank, processes)
     upcoming = itertools.count(step) if steps is None else range(step, steps)
-    loader = iter(DataLoader(batches, batch_size=None, sampler=upcoming, num_workers=workers))
+    loader = load(batches, upcoming, accelerator.device, workers=workers, channels_last=channels_last)
     done = clock.progress(step)
     bar = tqdm(
         total=1.0,
@@ -143,19 +155,14 @@ def fit(
         disable=not (progress and accelerator.is_main_process),
     )
     while done < 1:
-        batch = next(loader).to(accelerator.device)
-        if channels_last:
-            batch = replace(batch, image=batch.image.contiguous(memory_format=memory_format))
-        rate = recipe.rate(done)
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["initial_lr"]
-
+        micro_batches = next(loader)
+        rate = set_rates(optimiser, recipe, done)
         seed_step(seed, step, rank)
-        losses, loss, norm = optimise(network, optimiser, accelerator, batch, recipe.clip_norm)
+        losses, loss, norm = optimise(network, optimiser, accelerator, micro_batches, recipe.clip_norm)
 
         step += 1
         before, done = done, clock.progress(step)
-        log.add(step, clock.local(), rate * recipe.learning_rate, loss, norm, losses)
+        log.add(step, clock.local(), rate, loss, norm, losses)
         validation_due = validate and math.floor(done * validations) > math.floor(before * validations)
         if len(log.pending) < log_every and not validation_due and done < 1:
             continue
@@ -173,6 +180,7 @@ def fit(
         log.restart_timer()
 
     bar.close()
+    checkpoint_blocks(method, on=False)
     method.eval()
     if accelerator.is_main_process:
         save_tensors(folder / "model.safetensors", method.inference_state(), {})
@@ -180,7 +188,7 @@ def fit(
     return Run(folder, steps=step, samples=step * recipe.batch_size, seconds=clock.seconds())
 
 
-def _steps(budget: dict[str, float | None], *, references: int, batch_size: int) -> int | None:
+def count_steps(budget: dict[str, float | None], *, references: int, batch_size: int) -> int | None:
     """How many optimiser steps the budget buys; None where the clock decides."""
     if sum(amount is not None for amount in budget.values()) != 1:
         raise ValueError("say exactly one of samples_budget, minutes and epochs")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
 
 from rislib.data.batches import make_batch
 from rislib.nouns import Batch, Method
@@ -35,22 +38,44 @@ def epoch_order(
 
 
 class Batches:
-    """Batch number `step` is a function of (seed, step) alone. Each process makes its share of it."""
+    """The samples of step number `step`, in micro-batches: a function of (seed, step) alone.
+
+    Each process makes its share of them.
+
+    Raises:
+        ValueError: the processes cannot share a batch equally, or cut their share into such micro-batches.
+    """
 
     def __init__(
-        self, samples: Sequence, method: Method, recipe: Recipe, seed: int, rank: int, processes: int
+        self,
+        samples: Sequence,
+        method: Method,
+        recipe: Recipe,
+        seed: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        micro_batch: int | None = None,
     ) -> None:
         self.samples, self.references = samples, samples.by_reference()
         self.pictures = samples.by_image() if recipe.by_picture else None
         self.preprocessing, self.tokenize = method.preprocessing, method.tokenize
         self.seed, self.rank = seed, rank
         self.batch_size, self.share = recipe.batch_size, recipe.batch_size // processes
+        if self.batch_size % processes:
+            raise ValueError(f"{processes} processes cannot share a batch of {self.batch_size} equally")
+        self.micro_batch = min(micro_batch or self.share, self.share)
+        if self.share % self.micro_batch:
+            raise ValueError(f"micro-batches of {micro_batch} cannot add up to {self.share} samples")
         self.epoch, self.order = -1, []
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> list[Batch]:
         seed_step(self.seed, step, self.rank)  # for datasets that augment
         first = step * self.batch_size + self.rank * self.share
-        samples = [self.samples[self._index(number)] for number in range(first, first + self.share)]
+        return [self._batch(start) for start in range(first, first + self.share, self.micro_batch)]
+
+    def _batch(self, first: int) -> Batch:
+        samples = [self.samples[self._index(number)] for number in range(first, first + self.micro_batch)]
         by_picture = self.pictures is not None
         return make_batch(samples, self.preprocessing, self.tokenize, share_pictures=by_picture)
 
@@ -61,6 +86,16 @@ class Batches:
             self.epoch = epoch
             self.order = epoch_order(self.references, self.seed, epoch, pictures=self.pictures)
         return self.order[place]
+
+
+def load(
+    batches: Batches, steps: Iterable[int], device: torch.device, *, workers: int, channels_last: bool
+) -> Iterator[list[Batch]]:
+    """The micro-batches of one step after the other, on the device."""
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    for step in DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers):
+        moved = [batch.to(device) for batch in step]
+        yield [replace(batch, image=batch.image.to(memory_format=memory_format)) for batch in moved]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from torch import nn
+from torch.optim import Optimizer
 
 from rislib.nouns import Method
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method is trained. How long, `fit` is told; all times here are fractions of that.
+    """How a method is trained, and how long unless `fit` is told; all other times are fractions of that.
 
     The defaults belong to no paper. With warm-up the first step has rate 0: it only starts Adam's averages.
 
@@ -25,6 +26,7 @@ class Recipe:
     optimiser: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = 1e-3  # at its peak
     encoder_factor: float = 1.0  # times the learning rate, for `Method.encoder_parameters()`
+    encoder_factor_from: float = 0.0  # until then these, too, learn at the full rate
     weight_decay: float = 0.01
     undecayed: tuple[str, ...] | None = None  # parts of names without decay; None: all vectors and scalars
     schedule: Literal["cosine", "multistep", "poly", "constant"] = "cosine"
@@ -36,6 +38,7 @@ class Recipe:
     by_picture: bool = False  # what is said of one picture comes together and shares its features
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # fp16 needs a GPU; CPUs train it in fp32
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: no clipping
+    epochs: float | None = None  # the paper's, if it has any
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
@@ -91,8 +94,12 @@ CRIS_2022 = Recipe(
     milestones=(35 / 50,),
     batch_size=64,
     precision="fp16",
+    epochs=50,
 )
-"""CRIS's published code, for 50 epochs (a slip there runs CLIP at the full rate in the first of them)."""
+"""CRIS's published code, all of it; the paper does not mention the encoders' factor."""
+
+CRIS_2022_SLIP = replace(CRIS_2022, encoder_factor_from=1 / 50)
+"""The same with a slip of that code: the factor is not yet in force in the first epoch."""
 
 LAVT_2022 = Recipe(
     learning_rate=5e-5,
@@ -101,8 +108,45 @@ LAVT_2022 = Recipe(
     schedule="poly",
     batch_size=32,
     precision="fp32",
+    epochs=40,
 )
-"""LAVT's published code, for 40 epochs. All that is known of MagNet's agrees with it."""
+"""LAVT's published code, all of it. Like CRIS's it keeps the epoch that is best on val; `fit` the last."""
+
+MAGNET_2024 = LAVT_2022
+"""LAVT's. Its rate, decay and epochs are defaults of MagNet's released parser, as is a batch of 8 per GPU.
+
+Inferred: all else. The released code cannot train.
+"""
+
+CM_MASKSD_2024 = CRIS_2022
+"""CRIS's. Inferred, all of it: nothing is stated, and the authors process their data as CRIS does."""
+
+MAIL_2021 = Recipe(
+    learning_rate=1e-4,
+    encoder_factor=0.5,
+    weight_decay=0.01,
+    schedule="poly",
+    power=1.0,
+    warmup=0.1,
+    batch_size=64,
+    precision="fp16",
+    epochs=40,
+)
+"""Nothing is stated, and no code was released. Decay, warm-up and linear descent are how ViLT is fine-tuned.
+
+Inferred: batch, epochs and rate, from others of its time. Ours: the encoder's factor.
+"""
+
+RECIPES = {
+    "mini": MINI,
+    "mini_swin": MINI_SWIN,
+    "cris_2022": CRIS_2022,
+    "cris_2022_slip": CRIS_2022_SLIP,
+    "lavt_2022": LAVT_2022,
+    "magnet_2024": MAGNET_2024,
+    "cm_masksd_2024": CM_MASKSD_2024,
+    "mail_2021": MAIL_2021,
+}
 
 
 def parameter_groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
@@ -131,3 +175,12 @@ def parameter_groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
         decay = recipe.weight_decay if decayed else 0.0
         groups.append({"params": params, "lr": lr, "initial_lr": lr, "weight_decay": decay})
     return [group for group in groups if group["params"]]
+
+
+def set_rates(optimiser: Optimizer, recipe: Recipe, progress: float) -> float:
+    """Give each of `parameter_groups` its learning rate at `progress`; returns the one without any factor."""
+    rate = recipe.rate(progress)
+    for group in optimiser.param_groups:
+        own = progress >= recipe.encoder_factor_from
+        group["lr"] = rate * (group["initial_lr"] if own else recipe.learning_rate)
+    return rate * recipe.learning_rate

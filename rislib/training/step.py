@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rislib.nouns import Batch, Method
+from rislib.processes import processes
 from rislib.training.recipe import Recipe, parameter_groups
+from rislib.training.recompute import checkpoint_blocks
 
 
 class Losses(nn.Module):
@@ -32,6 +35,7 @@ def make_accelerator(precision: str) -> Accelerator:
     """Accelerate for this process's device, in a recipe's precision."""
     # accelerate keeps one state per process and refuses a second precision; notebooks train many times.
     AcceleratorState._reset_state()
+    processes()
     # Pretrained towers have parameters that no loss depends on, such as CLIP's temperature.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
@@ -48,10 +52,31 @@ def make_optimiser(method: Method, recipe: Recipe, device: torch.device) -> torc
     return kind(parameter_groups(method, recipe), fused=device.type in {"cpu", "cuda", "mps", "xpu"})
 
 
+def prepare(
+    method: Method,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    *,
+    channels_last: bool = False,
+    checkpointing: bool = False,
+    compile: bool = False,
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The method's `Losses`, on its device and ready to learn, and the optimiser. Arguments as in `fit`."""
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    method.to(accelerator.device, memory_format=memory_format).train()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    checkpoint_blocks(method, checkpointing)
+    losses = Losses(method)
+    if compile:
+        losses.compile()
+    return accelerator.prepare(losses, make_optimiser(method, recipe, accelerator.device))
+
+
 def losses_of(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The losses, with the attention that trains fastest: on CPUs torch's fused one is slow backwards."""
     on_cpu = batch.image.device.type == "cpu"
-    with sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext():
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
         return network(batch)
 
 
@@ -59,17 +84,25 @@ def optimise(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
     accelerator: Accelerator,
-    batch: Batch,
+    batches: Sequence[Batch],
     clip_norm: float = 0.0,
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """One step; returns the losses, their sum, and the norm of all gradients together before clipping."""
-    losses = losses_of(network, batch)
-    loss = sum(losses.values())
+    """One step over micro-batches of one size, whose gradients add up to the mean.
+
+    Returns their mean losses, the sum of these, and the norm of all gradients together before clipping.
+    """
     optimiser.zero_grad()
-    accelerator.backward(loss)
+    parts = []
+    for number, batch in enumerate(batches, start=1):
+        # Gradients travel between the processes once, with the last micro-batch.
+        with nullcontext() if number == len(batches) else accelerator.no_sync(network):
+            losses = losses_of(network, batch)
+            accelerator.backward(sum(losses.values()) / len(batches))
+        parts.append({name: loss.detach() for name, loss in losses.items()})
     norm = accelerator.clip_grad_norm_(network.parameters(), clip_norm or math.inf)
     optimiser.step()
-    return losses, loss, norm
+    losses = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+    return losses, sum(losses.values()), norm
 
 
 def _keep_memory() -> None:

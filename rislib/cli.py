@@ -119,14 +119,18 @@ def data_build(
 
 @app.command()
 def train(
-    method: Annotated[str, typer.Argument(help="cris, lavt, magnet or cm_masksd")],
-    out: Annotated[Path, typer.Option(help="The run's folder.")],
+    method: Annotated[str, typer.Argument(help="cris, lavt, magnet, cm_masksd or mail")],
+    out: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
     data: Data = "refmini",
-    preset: Annotated[str, typer.Option(help="The network's size.")] = "mini",
+    preset: Annotated[str, typer.Option(help="The network's size: mini; r50, base, b16, ...")] = "mini",
+    recipe: Annotated[
+        str | None, typer.Option(help="cris_2022, lavt_2022, ...; mini's own unless given.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Train by the clock.")] = None,
     samples: Annotated[
         int | None, typer.Option(help="Train on so many samples; exactly reproducible.")
     ] = None,
+    epochs: Annotated[float | None, typer.Option(help="The recipe's unless given.")] = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run was interrupted.")] = False,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="No pretrained encoders.")] = False,
@@ -135,30 +139,57 @@ def train(
     without: Annotated[str, typer.Option(help="Parts to leave out, as mask_grounding,cam,cal.")] = "",
     add: Annotated[str, typer.Option("--with", help="Parts to add, as mask_grounding.")] = "",
     instances: Annotated[str, typer.Option(help=MASKS)] = "none",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; else the recipe's.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="At most so many samples at a time on each device.")
+    ] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Less memory: compute activations twice.")
+    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that prepare samples.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only measure what it would cost; writes nothing.")
+    ] = False,
 ) -> None:
-    """Train METHOD and keep the run in OUT."""
-    if (minutes is None) == (samples is None):
-        raise typer.BadParameter("say how long: either --minutes or --samples")
+    """Train METHOD and keep the run in OUT. On several devices: accelerate launch -m rislib train ..."""
+    budgets = sum(amount is not None for amount in (minutes, samples, epochs))
+    if budgets > 1 or (budgets == 0 and recipe is None):
+        raise typer.BadParameter("say how long: either --minutes or --samples or --epochs, or --recipe")
+    if out is None and not dry_run:
+        raise typer.BadParameter("say where: --out")
     from rislib.methods import part_options
-    from rislib.runs import read_log, train_run
+    from rislib.processes import processes
+    from rislib.runs import choose_recipe, read_log, rehearse_run, train_run
     from rislib.viz import learning_curve
 
-    train_run(
-        method,
-        out=out,
-        data=data,
-        preset=preset,
-        options=part_options(method, add=_names(add), without=_names(without)),
-        minutes=minutes,
-        samples=samples,
-        seed=seed,
-        resume=resume,
-        from_scratch=from_scratch,
-        start=start,
-        blind=blind,
-        instances=instances,
-    )
-    learning_curve(read_log(out)).savefig(out / "learning_curve.png")
+    settings = {
+        "data": data,
+        "preset": preset,
+        "options": part_options(method, add=_names(add), without=_names(without)),
+        "recipe": choose_recipe(method, preset, recipe, precision=precision),
+        "minutes": minutes,
+        "samples": samples,
+        "epochs": epochs,
+        "seed": seed,
+        "from_scratch": from_scratch,
+        "blind": blind,
+        "instances": instances,
+        "workers": workers,
+        "micro_batch": micro_batch,
+        "checkpointing": checkpointing,
+        "compile": compile,
+    }
+    if dry_run:
+        measured = rehearse_run(method, **settings)
+    else:
+        train_run(method, out=out, resume=resume, start=start, **settings)
+    if not processes().is_main_process:
+        return
+    if dry_run:
+        typer.echo(f"{method} {preset} on {data}\n{measured.table()}")
+    else:
+        learning_curve(read_log(out)).savefig(out / "learning_curve.png")
 
 
 @app.command()
@@ -174,6 +205,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here, too.")] = None,
 ) -> None:
     """Measure a run and print a table. A run trained blind is measured blind."""
+    from rislib.processes import processes
     from rislib.runs import evaluate_run, read_record
 
     trained_with = read_record(run)["instances"]
@@ -181,6 +213,8 @@ def evaluate(
     report = evaluate_run(
         run, data=data, split=split, protocol=protocol, shuffle_text=shuffle_text, instances=instances
     )
+    if not processes().is_main_process:
+        return
     title = f"{data} {split}"
     if shuffle_text:
         title += ", expressions shuffled"
@@ -394,9 +428,16 @@ def _write_json(path: Path, numbers: dict[str, Any]) -> None:
 def main() -> None:
     """Errors that a user can mend are one line, not a traceback."""
     from rislib.data import DataError
+    from rislib.processes import lost_another
 
     try:
         app()
     except (DataError, OSError, ValueError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not lost_another(error):
+            raise
+        advice = "it, or the launcher, says why. Launch all of them again with --resume"
+        typer.echo(f"error: another process of this launch is gone: {advice} ({error})", err=True)
         sys.exit(1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from rislib.data import RefDataset, open_split, with_instances
 from rislib.evaluation import PROTOCOLS, Report, blinded, dissect, evaluate, shuffled
 from rislib.methods import build
 from rislib.nouns import Method
-from rislib.training import Recipe, fit, mini_recipe, provenance
+from rislib.processes import processes
+from rislib.rehearsal import Rehearsal, rehearse
+from rislib.training import RECIPES, Recipe, fit, mini_recipe, provenance
 
 
 def train_run(
@@ -35,6 +37,7 @@ def train_run(
     recipe: Recipe | None = None,
     minutes: float | None = None,
     samples: int | None = None,
+    epochs: float | None = None,
     seed: int = 0,
     resume: bool = False,
     from_scratch: bool = False,
@@ -42,33 +45,39 @@ def train_run(
     blind: bool = False,
     instances: str = "none",
     progress: bool = True,
+    **means: Any,
 ) -> Path:
     """Train a method by its name on a dataset by its name; returns the run's folder.
 
+    Of several processes that a launcher started, each must call this; the first one writes.
+
     Args:
         options: keyword arguments of the builder; `rislib.methods.part_options` adds and leaves out parts.
-        recipe: how; the mini world's own unless given.
-        minutes, samples: how long. Exactly one; only a number of samples is exactly reproducible.
+        recipe: how; the mini world's own unless given, for networks of that size.
+        minutes, samples, epochs: how long. At most one, the recipe's epochs if none. No two runs of so many
+            minutes are alike.
         seed: of the new weights, the order of the samples, and dropout.
         from_scratch: no pretrained encoders.
         start: the folder of a finished run of the same network: go on from its weights (fine-tuning).
         blind: every expression replaced by the same word, to learn what a picture gives away by itself.
         instances: where the masks come from that MaIL reads: see `rislib.data.with_instances`.
+        means: workers, micro_batch, checkpointing and compile of `rislib.training.fit`. A run may be resumed
+            with others.
 
     Raises:
-        ValueError: unknown method or size, not exactly one budget, a run to resume that is another one, a run
-            to start from that is another network, or instance masks for a method that reads none.
+        ValueError: unknown method or size, no recipe for a full size, not exactly one budget, a run to resume
+            that is another one, a run to start from that is another network, or instance masks for a method
+            that reads none.
         FileNotFoundError: the run to start from is none, or has not ended.
         DataError: the data or the instance masks are not here, or are malformed.
     """
     if start is not None and (from_scratch or Path(start).resolve() == Path(out).resolve()):
         raise ValueError("a start is another run's folder, and not from scratch")
     options = {"pretrained": not from_scratch, **(options or {})}
-    recipe = recipe or mini_recipe(method)
-    torch.manual_seed(seed)
-    network = build(method, preset, **options) if start is None else _started(start, method, preset, options)
-    references = _with_instances(network, open_split(data, "train"), instances)
-    references = blinded(references) if blind else references
+    recipe = recipe or choose_recipe(method, preset)
+    network, references = _open(
+        method, preset, options, data, seed=seed, start=start, blind=blind, instances=instances
+    )
     record = {
         "method": method,
         "preset": preset,
@@ -79,12 +88,13 @@ def train_run(
         "blind": blind,
         "instances": instances,
         "seed": seed,
-        "budget": {"minutes": minutes, "samples": samples},
+        "budget": {"minutes": minutes, "samples": samples, "epochs": epochs},
         "recipe": asdict(recipe),
     }
     if resume and (Path(out) / "run.json").exists():
         _check_same(record, read_record(out))
     record |= provenance()  # now: the commit may be another one when the training ends
+    record["processes"] = processes().num_processes
     _write_record(out, record)
     run = fit(
         network,
@@ -94,12 +104,64 @@ def train_run(
         seed=seed,
         minutes=minutes,
         samples_budget=samples,
+        epochs=epochs,
         resume=resume,
         channels_last=True,
         progress=progress,
+        **means,
     )
     _write_record(out, {**record, "samples_seen": run.samples, "seconds": round(run.seconds, 1)})
     return Path(out)
+
+
+def choose_recipe(
+    method: str, preset: str, name: str | None = None, *, precision: str | None = None
+) -> Recipe:
+    """A recipe by its name, or the mini world's for this method; with another precision, if one is given.
+
+    Raises:
+        ValueError: no such recipe or precision, or no name for a network of full size.
+    """
+    if name is None and preset == "mini":
+        recipe = mini_recipe(method)
+    elif name in RECIPES:
+        recipe = RECIPES[name]
+    else:
+        asked = "say which recipe the network follows" if name is None else f"no recipe {name!r}"
+        raise ValueError(f"{asked}; there are {', '.join(RECIPES)}")
+    return replace(recipe, precision=precision) if precision else recipe
+
+
+def rehearse_run(
+    method: str,
+    *,
+    data: str = "refmini",
+    preset: str = "mini",
+    options: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
+    minutes: float | None = None,
+    samples: int | None = None,
+    epochs: float | None = None,
+    seed: int = 0,
+    from_scratch: bool = False,
+    blind: bool = False,
+    instances: str = "none",
+    **means: Any,
+) -> Rehearsal:
+    """What `train_run` would cost on this machine; writes nothing. Arguments and errors as there."""
+    options = {"pretrained": not from_scratch, **(options or {})}
+    network, references = _open(method, preset, options, data, seed=seed, blind=blind, instances=instances)
+    return rehearse(
+        network,
+        references,
+        recipe or choose_recipe(method, preset),
+        seed=seed,
+        minutes=minutes,
+        samples_budget=samples,
+        epochs=epochs,
+        channels_last=True,
+        **means,
+    )
 
 
 def evaluate_run(
@@ -113,6 +175,8 @@ def evaluate_run(
     progress: bool = True,
 ) -> Report:
     """Measure a run. One that was trained blind is measured blind.
+
+    Of several processes that a launcher started, each must call this, and asks its share.
 
     Args:
         instances: as in `train_run`; those that the run was trained with when None.
@@ -129,12 +193,14 @@ def evaluate_run(
     if blind and shuffle_text:
         raise ValueError(f"{run} was trained blind: it has no words that could be shuffled")
     method = load_method(run)
-    samples = _with_instances(method, open_split(data, split), instances or record["instances"])
+    with processes().local_main_process_first():
+        samples = _with_instances(method, open_split(data, split), instances or record["instances"])
     if blind:
         samples = blinded(samples)
     if shuffle_text:
         samples = shuffled(samples)
-    return evaluate(method, samples, PROTOCOLS[protocol], progress=progress)
+    device = processes().device
+    return evaluate(method, samples, PROTOCOLS[protocol], device=device, progress=progress, together=True)
 
 
 def load_method(run: Path | str, *, heads: bool = False) -> Method:
@@ -201,6 +267,28 @@ def read_log(run: Path | str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
 
 
+def _open(
+    method: str,
+    preset: str,
+    options: Mapping[str, Any],
+    data: str,
+    *,
+    seed: int,
+    start: Path | str | None = None,
+    blind: bool,
+    instances: str,
+) -> tuple[Method, RefDataset]:
+    """A new network, or that of the run to start from, and what it is going to train on."""
+    torch.manual_seed(seed)
+    with processes().local_main_process_first():  # what must be downloaded or drawn, one process does
+        if start is None:
+            network = build(method, preset, **options)
+        else:
+            network = _started(start, method, preset, options)
+        references = _with_instances(network, open_split(data, "train"), instances)
+    return network, blinded(references) if blind else references
+
+
 def _with_instances(method: Method, samples: RefDataset, source: str) -> RefDataset:
     if source != "none" and not method.reads_instances:
         raise ValueError(f"{type(method).__name__} reads no instance masks, neither {source} nor any other")
@@ -220,6 +308,8 @@ def _started(run: Path | str, method: str, preset: str, options: Mapping[str, An
 
 
 def _write_record(run: Path | str, facts: dict[str, Any]) -> None:
+    if not processes().is_main_process:
+        return
     Path(run).mkdir(parents=True, exist_ok=True)
     partial = Path(run) / "run.json.partial"
     partial.write_text(json.dumps(facts, indent=1) + "\n")

@@ -48,7 +48,8 @@ def test_data_check_counts_and_finds_faults(world: Path, tmp_path: Path):
 def test_a_run_says_how_it_was_made(run: Path, world: Path):
     record = json.loads((run / "run.json").read_text())
     assert record["method"] == "cris" and record["data"] == str(world) and record["seed"] == 3
-    assert record["samples_seen"] == 72 and record["budget"] == {"minutes": None, "samples": 72}
+    assert record["budget"] == {"minutes": None, "samples": 72, "epochs": None}
+    assert record["samples_seen"] == 72 and record["processes"] == 1
     assert {"command", "commit", "machine", "recipe", "parameters"} <= set(record)
     assert (run / "learning_curve.png").stat().st_size > 1000
 

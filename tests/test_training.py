@@ -495,10 +495,15 @@ class Watched(ToyDataset):
 
     def __init__(self, references: int) -> None:
         super().__init__(references)
-        self.shown: list[int] = []
+        self.indices: list[int] = []
+
+    @property
+    def shown(self) -> list[int]:
+        """Their references."""
+        return [index // 3 for index in self.indices]
 
     def __getitem__(self, index: int) -> Sample:
-        self.shown.append(index // 3)
+        self.indices.append(index)
         return super().__getitem__(index)
 
 

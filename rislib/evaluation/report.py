@@ -121,7 +121,7 @@ def evaluate(
 
 
 def _share(samples: int, batch_size: int, rank: int, processes: int) -> range:
-    """Which samples a process asks: batches that follow each other, as many as the other processes, or one less."""
+    """Which samples a process asks: whole batches in a row, so many as every other process, or one less."""
     batches = math.ceil(samples / batch_size)
     first, last = (batches * number // processes * batch_size for number in (rank, rank + 1))
     return range(first, min(last, samples))

@@ -50,7 +50,8 @@ what stands in for masked tokens, the training recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -64,7 +65,7 @@ from rislib.encoders import shipped_file
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods import cris
 from rislib.methods.grounding import MaskGrounding, read_and_ground
-from rislib.methods.layers import Decoder, conv_block, dice_loss, no_running_statistics, upsample
+from rislib.methods.layers import Decoder, conv_block, dice_loss, upsample
 from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
 
 
@@ -345,6 +346,19 @@ def divergence(student: Tensor, teacher: Tensor, kind: Literal["bce", "mse"] = "
     else:
         each = (student.sigmoid() - target).square()
     return each.mean(dim=(1, 2, 3))
+
+
+@contextmanager
+def no_running_statistics(part: nn.Module) -> Iterator[None]:
+    """Batch norms within `part` normalise what they see as ever, but do not remember it."""
+    norms = [m for m in part.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm))]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 class Neck(nn.Module):

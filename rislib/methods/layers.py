@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,19 +67,6 @@ def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (probability * target).sum(dim=(1, 2, 3))  # (B,)
     total = (probability + target).sum(dim=(1, 2, 3))  # (B,)
     return (1 - (2 * overlap + 1) / (total + 1)).mean()
-
-
-@contextmanager
-def no_running_statistics(part: nn.Module) -> Iterator[None]:
-    """Batch norms within `part` normalise what they see as ever, but do not remember it."""
-    norms = [m for m in part.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm))]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 def instance_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:

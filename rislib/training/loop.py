@@ -106,9 +106,7 @@ def fit(
             recipe, budget or data.
         FloatingPointError: a loss is not finite. The message names the step and all its losses.
     """
-    if samples_budget is None and minutes is None and epochs is None:
-        epochs = recipe.epochs
-    budget = {"samples": samples_budget, "minutes": minutes, "epochs": epochs}
+    budget = budget_of(recipe, samples=samples_budget, minutes=minutes, epochs=epochs)
     references = samples.by_reference()
     steps = count_steps(budget, references=len(references), batch_size=recipe.batch_size)
     # What a run and its resumption must have in common.
@@ -186,6 +184,13 @@ def fit(
         save_tensors(folder / "model.safetensors", method.inference_state(), {})
     accelerator.wait_for_everyone()
     return Run(folder, steps=step, samples=step * recipe.batch_size, seconds=clock.seconds())
+
+
+def budget_of(recipe: Recipe, **amounts: float | None) -> dict[str, float | None]:
+    """Samples, minutes and epochs, or the recipe's epochs where there are none of these."""
+    if all(amount is None for amount in amounts.values()):
+        amounts["epochs"] = recipe.epochs
+    return amounts
 
 
 def count_steps(budget: dict[str, float | None], *, references: int, batch_size: int) -> int | None:

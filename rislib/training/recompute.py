@@ -6,8 +6,8 @@ backward pass needs it: a third more work. Losses and gradients are the same, dr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.vilt.modeling_vilt import ViltLayer
 
 from rislib.encoders.swin import SwinEncoder
-from rislib.methods.layers import DecoderLayer, no_running_statistics
+from rislib.methods.layers import DecoderLayer
 from rislib.methods.mask2former import DeformableLayer
 
 BLOCKS = {
@@ -45,8 +45,22 @@ def checkpoint_blocks(network: nn.Module, on: bool = True) -> None:
 
 def _checkpointed(module: nn.Module, compute: Callable, *inputs: Any, **options: Any) -> Any:
     def first_and_again() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), no_running_statistics(module)  # what is seen again is no news
+        return nullcontext(), _statistics_set_aside(module)
 
     # A compiler sees for itself what must not happen twice, and knows no such contexts.
     contexts = {} if torch.compiler.is_compiling() else {"context_fn": first_and_again}
     return checkpoint(compute, *inputs, use_reentrant=False, **contexts, **options)
+
+
+@contextmanager
+def _statistics_set_aside(module: nn.Module) -> Iterator[None]:
+    """Batch norms within `module` remember in copies that are then forgotten: they see no batch twice."""
+    norms = [m for m in module.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
+    remembered = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
+    for norm, name, value in remembered:
+        setattr(norm, name, value.clone())
+    try:
+        yield
+    finally:
+        for norm, name, value in remembered:
+            setattr(norm, name, value)

@@ -6,7 +6,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -74,10 +74,14 @@ def prepare(
 
 
 def losses_of(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The losses, with the attention that trains fastest: on CPUs torch's fused one is slow backwards."""
-    on_cpu = batch.image.device.type == "cpu"
-    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+    """The losses, with the attention that trains fastest."""
+    with fast_attention(batch.image.device):
         return network(batch)
+
+
+def fast_attention(device: torch.device) -> AbstractContextManager:
+    """On CPUs torch's fused attention is slow backwards: written out it is faster."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def optimise(
@@ -97,7 +101,8 @@ def optimise(
         # Gradients travel between the processes once, with the last micro-batch.
         with nullcontext() if number == len(batches) else accelerator.no_sync(network):
             losses = losses_of(network, batch)
-            accelerator.backward(sum(losses.values()) / len(batches))
+            with fast_attention(accelerator.device):  # checkpointed blocks compute it once more
+                accelerator.backward(sum(losses.values()) / len(batches))
         parts.append({name: loss.detach() for name, loss in losses.items()})
     norm = accelerator.clip_grad_norm_(network.parameters(), clip_norm or math.inf)
     optimiser.step()

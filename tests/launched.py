@@ -1,0 +1,69 @@
+"""What the processes do that test_processes.py launches: `torchrun tests/launched.py TASK FOLDER ...`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from test_training import QUICK, ToyDataset, ToyMethod, Watched
+
+from rislib.cli import app
+from rislib.evaluation import CRIS_2022, evaluate
+from rislib.processes import processes
+from rislib.training import fit
+
+SAMPLES = {"samples_budget": 320, "progress": False}
+
+
+def smooth(seed: int = 0) -> ToyMethod:
+    """Nothing in it is normalised over a batch, and nothing drops out."""
+    return ToyMethod(dropout=0, norm=False, seed=seed)
+
+
+def train(folder: Path) -> None:
+    """From the start, in micro-batches, from where a single process was; and one evaluation."""
+    fit(smooth(), ToyDataset(20), QUICK, out=folder / "two", **SAMPLES)
+    fit(smooth(), ToyDataset(20), QUICK, out=folder / "micro", micro_batch=2, **SAMPLES)
+    fit(smooth(seed=7), ToyDataset(20), QUICK, out=folder / "half", resume=True, **SAMPLES)
+    asked = Watched(17)
+    report = evaluate(smooth(), asked, CRIS_2022, batch_size=4, progress=False, together=True)
+    numbers = {"asked": asked.indices, **report.to_json(), "scores": vars(report.scores)}
+    (folder / f"asked{processes().process_index}.json").write_text(json.dumps(numbers))
+
+
+class Mortal(ToyMethod):
+    """Its second process is killed in step 13."""
+
+    calls = 0
+
+    def losses(self, batch):
+        self.calls += 1
+        if self.calls == 13 and processes().process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().losses(batch)
+
+
+def die(folder: Path) -> None:
+    method = Mortal(dropout=0, norm=False)
+    fit(method, ToyDataset(20), QUICK, out=folder, checkpoint_every=0, log_every=1, **SAMPLES)
+
+
+def command_line(folder: Path, world: str) -> None:
+    run = str(folder / "run")
+    for command in (
+        ["train", "cris", "--data", world, "--samples", "48", "--precision", "fp32", "--out", run],
+        ["train", "cris", "--data", world, "--epochs", "2", "--micro-batch", "6", "--dry-run"],
+        ["evaluate", run, "--data", world, "--json", str(folder / "val.json")],
+    ):
+        app(command, standalone_mode=False)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    task, folder, *more = sys.argv[1:]
+    {"train": train, "die": die, "command_line": command_line}[task](Path(folder), *more)
+    torch.distributed.destroy_process_group()

@@ -6,9 +6,11 @@ import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from launched import smooth
 from parity import mini_batch
 from safetensors.torch import load_file
@@ -23,7 +25,16 @@ from rislib.cli import app, main
 from rislib.methods import BUILDERS, build
 from rislib.rehearsal import rehearse
 from rislib.runs import choose_recipe
-from rislib.training import CRIS_2022, CRIS_2022_SLIP, MAIL_2021, MINI, RECIPES, Recipe, parameter_groups
+from rislib.training import (
+    CRIS_2022,
+    CRIS_2022_SLIP,
+    MAIL_2021,
+    MINI,
+    RECIPES,
+    Recipe,
+    parameter_groups,
+    step,
+)
 from rislib.training.recipe import set_rates
 from rislib.training.recompute import checkpoint_blocks
 from rislib.training.step import make_accelerator, optimise, prepare
@@ -299,7 +310,14 @@ def test_what_the_command_line_needs_to_know():
         assert result.exit_code == 2 and message in result.output
 
 
-# --- a lost process ---------------------------------------------------------------------------
+# --- processes that cannot be, or are no more -------------------------------------------------
+
+
+def test_sharded_weights_are_refused(monkeypatch):
+    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    monkeypatch.setattr(step, "Accelerator", lambda **_: accelerator)
+    with pytest.raises(ValueError, match=r"weights are not.*--multi_gpu, not as FSDP"):
+        make_accelerator("bf16")
 
 
 def test_a_lost_process_is_one_line_and_other_errors_are_not(monkeypatch, capsys):

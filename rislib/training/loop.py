@@ -12,8 +12,11 @@ What remains is the weights, the optimiser's averages and a few numbers: one saf
 Devices, mixed precision and several processes are left to accelerate. `accelerate launch` starts as
 many processes as there are GPUs; a batch is then shared out between them, and may be cut into
 micro-batches for small ones, so that `Recipe.batch_size` is always the batch that one optimiser step
-sees. Neither changes a loss, where a loss is a mean over samples and nothing is normalised over a batch.
-On GPUs batch norm is over all processes; on CPUs, and with micro-batches, over what a forward pass sees.
+sees. Neither changes anything but rounding, with two exceptions:
+
+- Batch norm is over all processes on GPUs; on CPUs, and with micro-batches, over what one forward pass sees.
+- Some losses are no means over samples: LAVT's weighs pixels, MagNet's draw some by lot, CM-MaskSD's VMLSD
+  leaves out sentences of one word. The parts' means differ a little from the mean of all.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ def fit(
     and epochs. With `minutes` the schedule fits itself to the clock, so no two runs are alike.
 
     A run may go on with another number of processes or other micro-batches. Its losses are then the same up
-    to rounding, where these change nothing (see above) and nothing drops out, as that differs by process.
+    to rounding, but for the exceptions above, and for dropout, which differs from process to process.
 
     Args:
         samples: a `rislib.data.RefDataset`, or any sequence of `Sample` that has `by_reference()` (and, for

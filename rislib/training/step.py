@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,6 +19,8 @@ from rislib.nouns import Batch, Method
 from rislib.processes import processes
 from rislib.training.recipe import Recipe, parameter_groups
 from rislib.training.recompute import checkpoint_blocks
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Losses(nn.Module):
@@ -32,7 +35,11 @@ class Losses(nn.Module):
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Accelerate for this process's device, in a recipe's precision."""
+    """Accelerate for this process's device, in a recipe's precision.
+
+    Raises:
+        ValueError: accelerate is configured to share out weights (FSDP, DeepSpeed, Megatron).
+    """
     # accelerate keeps one state per process and refuses a second precision; notebooks train many times.
     AcceleratorState._reset_state()
     processes()
@@ -41,6 +48,11 @@ def make_accelerator(precision: str) -> Accelerator:
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused]
     )
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            "batches are shared out between processes here, and weights are not: checkpoints would be torn. "
+            f"Launch with --multi_gpu, not as {accelerator.distributed_type.value}"
+        )
     if accelerator.device.type == "cpu":
         _keep_memory()
     return accelerator

@@ -27,7 +27,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(course_app, name="course")
 
 MASKS = "Masks for methods that read them: none, proposals, oracle (the truth), or COCO results JSON."
-Data = Annotated[str, typer.Option(help="refmini, refmini+, refminig, or a folder in RefCOCO's layout.")]
+Data = Annotated[str, typer.Option(help="refmini, refcoco, ..., or a folder in RefCOCO's layout.")]
 
 
 @data_app.command("check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 import rislib.cli
 import rislib.rehearsal
 from rislib.cli import app, main
+from rislib.data import DataError, open_split
 from rislib.methods import BUILDERS, build
 from rislib.rehearsal import rehearse
 from rislib.runs import choose_recipe
@@ -86,6 +88,16 @@ def test_the_recipe_s_epochs_are_the_budget_unless_told_otherwise(tmp_path):
     assert train(tmp_path, recipe=recipe, samples_budget=None).samples == 40
     assert train(tmp_path, recipe=recipe, samples_budget=None, epochs=4).samples == 80
     assert train(tmp_path, recipe=recipe, samples_budget=16).samples == 16
+
+
+def test_refcoco_has_a_name(world: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("RISLIB_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"refcocog/instances\.json"):
+        open_split("refcocog", "val")
+    shutil.copytree(world / "refmini", tmp_path / "refcocog")
+    (references,) = (tmp_path / "refcocog").glob("refs(*).json")
+    references.rename(references.with_name("refs(umd).json"))
+    assert len(open_split("refcocog", "val")) == len(open_split(world, "val"))
 
 
 # --- micro-batches ----------------------------------------------------------------------------

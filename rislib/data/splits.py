@@ -1,4 +1,4 @@
-"""One word for a dataset: a RefMini flavour by name, or a folder."""
+"""One word for a dataset: a RefMini flavour or a RefCOCO by name, or a folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from rislib.data.expressions import own_table
 from rislib.data.index import find_datasets
 from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini import FLAVOURS
-from rislib.data.refmini.build import load_refmini
+from rislib.data.refmini.build import data_home, load_refmini
+
+REFCOCO = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # and whose splits are meant
 
 
 def open_split(where: str | Path, split: str | None) -> RefDataset:
     """A split of the dataset `where`.
 
     Args:
-        where: "refmini", "refmini+", "refminig" (drawn on first use); a folder in RefCOCO's layout that holds
-            one dataset, such as `data build` makes; or, where it holds several, the file of references
-            itself, such as "data/refcocog/refs(umd).p".
+        where: "refmini", "refmini+", "refminig" (drawn on first use); "refcoco", "refcoco+", "refcocog", as
+            `data get` puts them into the data folder; a folder in RefCOCO's layout that holds one dataset,
+            such as `data build` makes; or, where it holds several, the file of references itself, such as
+            "data/refcocog/refs(google).p".
         split: such as "train", "val", "testA"; None for all.
 
     Raises:
@@ -27,6 +30,8 @@ def open_split(where: str | Path, split: str | None) -> RefDataset:
     """
     if where in FLAVOURS:
         return load_refmini(str(where), split)
+    if where in REFCOCO:
+        return load_refcoco(data_home(), str(where), REFCOCO[where], split)
     where = Path(where)
     if own_table(where):
         todo = f"bring it into RefCOCO's layout first: python -m rislib data import {where} --out NEW"

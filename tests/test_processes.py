@@ -29,7 +29,7 @@ def torchrun(task: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # seconds on an idle machine
     )
 
 

@@ -622,7 +622,7 @@ show(
 # | [04 CRIS](04_cris.ipynb) | A paper, from its equations to a trained network |
 # | [05 MagNet](05_magnet.ipynb) | What if a network has to guess a hidden word from the mask? |
 # | [06 MaIL](06_mail.ipynb) | Can the mask itself be an input? |
-# | [07 Masked distillation](07_masked_distillation.ipynb) | Can a network teach itself what it sees through gaps? |
+# | [07 Masked distillation](07_masked_distillation.ipynb) | Can a network teach itself to see through gaps? |
 # | [08 Evaluation](08_evaluation.ipynb) | How is a number made, and when is a difference real? |
 # | [09 Full scale](09_full_scale.ipynb) | Photographs, published checkpoints, a GPU |
 #

@@ -57,6 +57,7 @@ STUDIES = {
             "lavt": Variant("lavt", samples=25_000),
             "magnet": Variant("magnet", samples=11_000),
             "cm_masksd": Variant("cm_masksd", samples=8_000),
+            "cm_masksd plain": Variant("cm_masksd", PLAIN, samples=24_000),
             "mail": Variant("mail", samples=14_000, instances="proposals"),
         },
         closely=True,

@@ -20,7 +20,7 @@ demo: install
 test: install
 	$(BIN)/python -m ruff check .
 	$(PYTEST)
-	$(BIN)/python -m rislib course run --profile ci
+	$(BIN)/python -m rislib course run --profile ci --patience 2
 	RISLIB_PROFILE=ci RISLIB_STRICT=1 $(PYTEST) --nbval-lax --nbval-sanitize-with notebooks/nbval.cfg notebooks/solutions
 
 lab: install

@@ -9,7 +9,6 @@ log.jsonl           losses, step by step
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from rislib.methods import build
 from rislib.nouns import Method
 from rislib.processes import processes
 from rislib.rehearsal import Rehearsal, rehearse
-from rislib.training import RECIPES, Recipe, fit, mini_recipe, provenance
+from rislib.training import RECIPES, Recipe, fit, mini_recipe, provenance, write_record
 
 
 def train_run(
@@ -308,12 +307,8 @@ def _started(run: Path | str, method: str, preset: str, options: Mapping[str, An
 
 
 def _write_record(run: Path | str, facts: dict[str, Any]) -> None:
-    if not processes().is_main_process:
-        return
-    Path(run).mkdir(parents=True, exist_ok=True)
-    partial = Path(run) / "run.json.partial"
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(partial, Path(run) / "run.json")
+    if processes().is_main_process:
+        write_record(Path(run) / "run.json", facts)
 
 
 def _check_same(now: dict[str, Any], before: dict[str, Any]) -> None:

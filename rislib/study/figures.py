@@ -11,7 +11,7 @@ import numpy as np
 from rislib import viz
 from rislib.evaluation import ERRORS, mean_interval
 from rislib.study.claims import CLAIMS, differences
-from rislib.study.report import NAMES, by_method, dissected, read_runs
+from rislib.study.report import NAMES, by_method, dissected, error_shares, read_runs
 
 COLOURS = {
     "cris": viz.PREDICTION,
@@ -61,12 +61,9 @@ def curves(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
 def errors(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
     """Stacked bars: what the answers are."""
     figure, axes = viz.chart("What the answers are", "percent of all answers", height=3)
-    left = np.zeros(len(methods))
+    found, left = [error_shares(runs) for runs in methods.values()], np.zeros(len(methods))
     for error, colour in zip(ERRORS, ERROR_COLOURS, strict=True):
-        shares = []
-        for runs in methods.values():
-            counts = [run["anatomy"]["errors"]["all"] for run in runs]
-            shares.append(np.mean([100 * c[error] / sum(c[e] for e in ERRORS) for c in counts]))
+        shares = [one[error] for one in found]
         axes.barh(range(len(methods)), shares, left=left, color=colour, height=0.66, label=error)
         left += shares
     axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods])

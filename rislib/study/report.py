@@ -113,9 +113,7 @@ def errors(results: Path) -> str:
     """What the answers of each method are, in percent of all."""
     rows = []
     for method, runs in dissected(results).items():
-        counts = [run["anatomy"]["errors"]["all"] for run in runs]
-        shares = [np.mean([100 * c[e] / sum(c[e] for e in ERRORS) for c in counts]) for e in ERRORS]
-        rows.append([NAMES[method], *(f"{share:.0f}" for share in shares)])
+        rows.append([NAMES[method], *(f"{share:.0f}" for share in error_shares(runs).values())])
     return _markdown(["", *ERRORS], rows)
 
 
@@ -285,6 +283,12 @@ def dissected(results: Path) -> dict[str, list[dict[str, Any]]]:
     """As `by_method`, those runs that have an anatomy."""
     found = {m: [run for run in runs if "anatomy" in run] for m, runs in by_method(results).items()}
     return {method: runs for method, runs in found.items() if runs}
+
+
+def error_shares(runs: Sequence[Run]) -> dict[str, float]:
+    """How many of the answers, in percent, each of `ERRORS` names: means over runs that have an anatomy."""
+    counts = [run["anatomy"]["errors"]["all"] for run in runs]
+    return {e: float(np.mean([100 * c[e] / sum(c[e] for e in ERRORS) for c in counts])) for e in ERRORS}
 
 
 def _paired(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[Run], list[Run]]:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rislib.runs import choose_recipe, read_record, rehearse_run, train_run
-from rislib.training import provenance
+from rislib.training import provenance, write_record
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,5 +50,5 @@ if __name__ == "__main__":
         "dry_run": asdict(projected),
         **provenance(),
     }
-    given.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(given.out, record)
     print(json.dumps({name: record[name] for name in record if "seconds" in name or "over" in name}))

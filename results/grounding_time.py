@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rislib.methods import build
-from rislib.training import provenance
+from rislib.training import provenance, write_record
 
 TURNS = 100
 NAMES = ("cris", "lavt", "magnet")
@@ -44,5 +44,5 @@ def compare(name: str, turns: int = TURNS) -> dict[str, float]:
 
 if __name__ == "__main__":
     record = {"turns": TURNS, **{name: compare(name) for name in NAMES}, **provenance()}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(Path(__file__).with_suffix(".json"), record)
     print(json.dumps({name: record[name] for name in NAMES}))

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from rislib.data import open_split
-from rislib.training import provenance
+from rislib.training import provenance, write_record
 
 WORDS = {
     "location": "left right top bottom middle center centre corner front back far near nearest closest edge "
@@ -42,5 +42,5 @@ record = {
     "refmini val": {"sentences": len(refmini), **shares(refmini)},
     **provenance(),
 }
-Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+write_record(Path(__file__).with_suffix(".json"), record)
 print(json.dumps(record, indent=1))

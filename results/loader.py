@@ -34,7 +34,7 @@ from rislib.data.refmini.build import draw_pictures
 from rislib.encoders import clip
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.nouns import Preprocessing
-from rislib.training import CRIS_2022, provenance
+from rislib.training import CRIS_2022, provenance, write_record
 from rislib.training.order import Batches
 
 INPUTS = {"416 letterbox": ("letterbox", 416, 17), "480 stretch": ("stretch", 480, 20)}
@@ -150,4 +150,4 @@ if __name__ == "__main__":
         for workers, key in enumerate(("mebibytes_no_worker", "mebibytes_one_worker")):
             record[key] = memory(batches(samples, "416 letterbox", workers, given.long, given.batch), every)
             print(key, json.dumps(record[key]), flush=True)
-    given.out.write_text(json.dumps(record | provenance(), indent=1) + "\n")
+    write_record(given.out, record | provenance())

@@ -21,7 +21,7 @@ from rislib.data import RefDataset, make_batch, open_split
 from rislib.data.refmini import CATEGORIES, COLOURS
 from rislib.methods import CMMaskSD, cm_masksd_mini
 from rislib.methods.cm_masksd import rate_patches
-from rislib.training import fit, mini_recipe, provenance
+from rislib.training import fit, mini_recipe, provenance, write_record
 
 KINDS = {"colour": COLOURS, "name": CATEGORIES, "place": ("left", "right", "top", "bottom", "middle")}
 
@@ -89,5 +89,5 @@ if __name__ == "__main__":
         "n": given.asked,
         **provenance(),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(Path(__file__).with_suffix(".json"), record)
     print(json.dumps(record, indent=1))

@@ -20,7 +20,7 @@ from PIL import Image
 from rislib.data import import_own
 from rislib.data.refmini.build import draw_pictures
 from rislib.runs import evaluate_run, read_record, train_run
-from rislib.training import provenance
+from rislib.training import provenance, write_record
 
 PICTURES, TRAIN, SAMPLES = 150, 50, 1200
 NIGHT = 0.35, 0.4, 0.6  # what remains of red, green and blue
@@ -69,4 +69,4 @@ if __name__ == "__main__":
             record[name] = measure(out, folders)
             print(name, json.dumps(record[name]), flush=True)
     record |= {"pictures": TRAIN, "samples": SAMPLES, **provenance()}
-    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(Path(__file__).with_suffix(".json"), record)

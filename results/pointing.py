@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from rislib.data import make_batch, open_split
 from rislib.encoders import load_weights
 from rislib.pretraining import BUILDERS
-from rislib.training import provenance
+from rislib.training import provenance, write_record
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("weights", type=Path, help="Of a CLIP; the file's name says which.")
@@ -50,5 +50,5 @@ record = {
     "n": len(found["all"]),
     **provenance(),
 }
-Path(__file__).with_name(given.out).write_text(json.dumps(record, indent=1) + "\n")
+write_record(Path(__file__).with_name(given.out), record)
 print(json.dumps(record, indent=1))

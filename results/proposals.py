@@ -5,7 +5,6 @@ things does some proposal meet ("AR@0.5": with an IoU of one half), and if for e
 were the answer, what would oIoU and mIoU be? The segmenter has seen none of these pictures.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from rislib.data import open_split, recall, with_instances
 from rislib.data.instances import best_overlaps
 from rislib.evaluation import Scores
-from rislib.training import provenance
+from rislib.training import provenance, write_record
 
 record = {}
 for split in ("train", "val", "testA", "testB"):
@@ -32,4 +31,4 @@ for split in ("train", "val", "testA", "testB"):
         "n": len(samples),
     }
     print(split, record[split], flush=True)
-Path(__file__).with_suffix(".json").write_text(json.dumps({**record, **provenance()}, indent=1) + "\n")
+write_record(Path(__file__).with_suffix(".json"), {**record, **provenance()})

@@ -12,7 +12,7 @@ from statistics import median
 
 from rislib.data.refmini import paint, sample_scene
 from rislib.predict import Predictor
-from rislib.training import provenance
+from rislib.training import provenance, write_record
 
 
 def seconds(action) -> float:
@@ -36,5 +36,5 @@ record = {
     "second_of_first": round(median(b / a for a, b in zip(first, second, strict=True)), 3),
     **provenance(),
 }
-Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+write_record(Path(__file__).with_suffix(".json"), record)
 print(json.dumps(record, indent=1))

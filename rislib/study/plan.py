@@ -52,7 +52,7 @@ STUDIES = {
     "five_minutes": Study(
         "Five methods, five minutes",
         0,
-        {  # what five minutes hold on two cores: results/pace.json
+        {  # what five minutes held on two cores in earlier runs
             "cris": Variant("cris", samples=24_000),
             "lavt": Variant("lavt", samples=25_000),
             "magnet": Variant("magnet", samples=11_000),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("parity")
+pytest.register_assert_rewrite("parity", "shared")
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +40,17 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch):
+    """The clock that benchmarks and dry runs look at: a `shared.Clock`."""
+    from shared import Clock
+
+    import rislib.benchmark
+    import rislib.rehearsal
+
+    clock = Clock()
+    monkeypatch.setattr(rislib.benchmark, "now", clock)
+    monkeypatch.setattr(rislib.rehearsal, "now", clock)
+    return clock

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from shared import Clock
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,22 +28,6 @@ from rislib.training import Recipe
 from rislib.training.step import make_accelerator
 
 CPU = torch.device("cpu")
-
-
-class Clock:
-    """Time that passes only where a test lets it: what is measured is then known exactly."""
-
-    seconds = 0.0
-
-    def __call__(self, device: torch.device) -> float:
-        return self.seconds
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(rislib.benchmark, "now", clock)
-    return clock
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from shared import rislib
 from typer.testing import CliRunner
 
 from rislib.cli import app, main
@@ -19,12 +20,6 @@ from rislib.data import open_split
 from rislib.data.refmini import paint, sample_scene
 from rislib.predict import Predictor
 from rislib.runs import load_method, read_log, read_record
-
-
-def rislib(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result.output
 
 
 @pytest.fixture(scope="module")

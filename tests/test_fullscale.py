@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType
 from launched import smooth
 from parity import mini_batch
 from safetensors.torch import load_file
+from shared import Clock
 from test_training import QUICK, ToyDataset, ToyMethod, losses_of, stopped, train
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -233,22 +234,6 @@ def test_compiled_losses_are_the_same(tmp_path, monkeypatch):
 
 
 # --- the dry run ------------------------------------------------------------------------------
-
-
-class Clock:
-    """Time that passes only where a test lets it."""
-
-    seconds = 0.0
-
-    def __call__(self, device: torch.device) -> float:
-        return self.seconds
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(rislib.rehearsal, "now", clock)
-    return clock
 
 
 class Slow(ToyDataset):

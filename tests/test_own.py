@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from shared import rislib
 
-from rislib.cli import app
 from rislib.data import DataError, box_of_mask, check_folder, import_own, open_split, with_instances
 from rislib.data.expressions import deal
 from rislib.data.refmini.build import draw_pictures
@@ -527,12 +526,6 @@ def test_only_data_errors_escape(mine: tuple[Path, Rows]) -> None:
 
 
 # --- what it is good for ----------------------------------------------------------------------
-
-
-def rislib(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result.output
 
 
 @pytest.fixture(scope="module")

@@ -29,12 +29,15 @@ def start(profile: str) -> str:
         ValueError: there is no such profile.
         subprocess.CalledProcessError: something is missing and could not be installed.
     """
-    profile = "ci" if "NBGRADER_EXECUTION" in os.environ else os.environ.get("RISLIB_PROFILE", profile)
+    graded = "NBGRADER_EXECUTION" in os.environ
+    profile = "ci" if graded else os.environ.get("RISLIB_PROFILE", profile)
     if profile not in PROFILES:
         raise ValueError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")
     missing = unmet(requirements())
     if missing:
         install(missing)
+    if graded:
+        keep_check()
 
     import torch
 
@@ -44,6 +47,16 @@ def start(profile: str) -> str:
     print(f"Python {platform.python_version()}, torch {torch.__version__}, on {device}")
     print(f"rislib {metadata.version('rislib')}, {place()}, profile {profile}{installed}")
     return profile
+
+
+def keep_check() -> None:
+    """Before each cell `check` is ours again: a cell that names something else so would grade itself."""
+    from IPython import get_ipython
+
+    from rislib.course import check
+
+    if shell := get_ipython():
+        shell.events.register("pre_run_cell", lambda _: shell.user_ns.update(check=check))
 
 
 def place() -> str:

@@ -85,6 +85,7 @@ def test_submissions_get_the_points_they_deserve(tmp_path: Path):
     submit(tmp_path, released, "half", {first: solved[first]})
     submit(tmp_path, released, "endless", {**solved, first: endless})
     submit(tmp_path, released, "cheat", {f"check-{name}": "pass" for name in exercises})
+    submit(tmp_path, released, "judge", {first: f"def {first}(*_):\n    return 0\ncheck = print"})
     log = nbgrader(tmp_path, "autograde", "ps1", f"--Execute.timeout={CELL_SECONDS}")
     assert "Timeout" in log
     with Gradebook(f"sqlite:///{tmp_path}/gradebook.db") as gradebook:
@@ -94,4 +95,11 @@ def test_submissions_get_the_points_they_deserve(tmp_path: Path):
         }
     total, one = sum(points.values()), points[f"check-{first}"]
     assert 0 < one < total
-    assert scores == {"perfect": total, "blank": 0, "half": one, "endless": total - one, "cheat": 0}
+    assert scores == {
+        "perfect": total,
+        "blank": 0,
+        "half": one,
+        "endless": total - one,
+        "cheat": 0,
+        "judge": 0,
+    }

@@ -90,6 +90,7 @@ def run_notebook(path: Path, parameters: dict[str, str], budget: Budget) -> Outc
         out, log = Path(scratch) / path.name, Path(scratch) / "log"
         command = [sys.executable, "-m", "papermill", str(path.resolve()), str(out), "--no-progress-bar"]
         command += ["--cwd", str(path.parent), "--execution-timeout", str(math.ceil(budget.cell))]
+        command += ["--start-timeout", str(math.ceil(budget.lesson))]  # a busy machine starts kernels late
         for name, value in parameters.items():
             command += ["--parameters_raw", name, value]
         with log.open("w") as stderr:

@@ -233,6 +233,22 @@ def test_order_counts_in_a_stack_and_nowhere_else(model) -> None:
     assert (before[there].std() > 1e-2) and not torch.allclose(after, before)  # that it would show
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_outlines_are_added_as_they_are_chosen(make, kind: str) -> None:
+    model = randomise(make(mask_tokens=kind, outlines=True))
+    model.sharpness.fill_(2.0)
+    batch = batch_of(model, size=96)
+    a = model.selection.weights(encoded_of(model, batch).scores)
+    expected = torch.zeros(4, 1, 96, 96)
+    for b, n in np.ndindex(4, N):
+        expected[b, 0] += model.sharpness * a[b, n] * torch.where(batch.instances[b, n] > 0, 1, -1)
+    with_outlines = answer(model, batch)
+    model.sharpness.zero_()
+    torch.testing.assert_close(with_outlines - answer(model, batch), expected, rtol=1e-4, atol=1e-4)
+    assert expected.abs().amax(dim=(1, 2, 3)).gt(1e-2).tolist() == [True, True, False, True]
+
+
 # --- robust against segmenters ----------------------------------------------------------------
 
 
@@ -345,7 +361,8 @@ def test_padding_changes_no_answer_with_masks_either(model) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_sum_reaches_every_parameter(make, kind: str, form: str | None) -> None:
-    model = make(mask_tokens=kind, selection=form, selection_loss=0.1 if form else 0.0, mask_drop=0.0)
+    asked = {"selection_loss": 0.1, "outlines": True} if form else {}
+    model = make(mask_tokens=kind, selection=form, mask_drop=0.0, **asked)
     losses = randomise(model).train().losses(batch_of(model))
     assert list(losses) == ["segmentation", "dice", *(["selection"] if form else [])]
     sum(losses.values()).backward()
@@ -410,8 +427,9 @@ def test_parts_come_off(make) -> None:
     [
         ({"mask_tokens": "D"}, "A, B, C was expected, not 'D'"),
         ({"selection": "best"}, "mlp, None was expected, not 'best'"),
-        ({"selection": None, "selection_loss": 0.1}, "a loss of the selection needs"),
-        ({"instances": 0, "selection_loss": 0.1}, "a loss of the selection needs"),
+        ({"selection": None, "selection_loss": 0.1}, "need masks and a selection"),
+        ({"instances": 0, "selection_loss": 0.1}, "need masks and a selection"),
+        ({"instances": 0, "outlines": True}, "need masks and a selection"),
     ],
     ids=str,
 )

@@ -15,6 +15,7 @@ everywhere, so that there is always one to choose:
     a = softmax(s), of all masks that are not empty
     F_M = sum over i of a_i m_i F_i
     logits = Conv(Up(Block( ... Up(Block(C[F_M, F_I, O])) ... )))    decoder; O: where each cell lies
+             + k sum over i > 0 of a_i (2 M_i - 1)                   if asked for: "outlines", k is learned
     loss = mean over pixels of the binary cross entropy of logits and mask
 
 Block is a convolution 3x3, BN and ReLU; Up doubles the size. After the encoder nobody asks the words again.
@@ -40,7 +41,8 @@ No code was ever released, and of the paper only figure, abstract and lists of r
               is. O, CMPC's eight numbers, or without; channels 512, 256, 128, 64, 32; the loss; one more that
               tells AMS which masks fit (IoU of 0.5 or more, M_0 if none), off
     ours      in training, masks are dropped and moved a little: segmenters are better where they learned;
-              B's and C's details. Off unless asked for: Dice, for trainings of minutes
+              B's and C's details. Off unless asked for: Dice, for trainings of minutes; outlines, as
+              an a that is right draws the mask already, and a mask that is wanted teaches a
 
 Unknown, wherever our numbers stand: resolution, text length, N and segmenter, how masks become tokens, AMS
 and what its rho is, what O is, the decoder's widths, loss and recipe. And ViLT has seen captions of pictures
@@ -79,6 +81,7 @@ class PictureFeatures:
     masks: Tensor | None = None  # (B, M, C), v_M + t_M; None, as the next two, without a mask lane
     seen: Tensor | None = None  # (B, M) bool, False at the tokens of empty masks
     inside: Tensor | None = None  # (B, N + 1, h*w), m_i
+    outlines: Tensor | None = None  # (B, N, H, W), M_i, if the network asks for them
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,10 @@ class MaIL(Method):
         mask_jitter: in training, each mask is moved by up to so much of the picture's side, down and across.
         dice: weight of an additional Dice loss, ours.
         selection_loss: weight of the auxiliary loss of AMS.
+        outlines: the chosen masks, at the input's size, are added to the logits (see above), ours.
 
     Raises:
-        ValueError: a name is unknown, or a loss is asked of no selection.
+        ValueError: a name is unknown, or a loss or outlines are asked of no selection.
     """
 
     parts: ClassVar = {
@@ -136,13 +140,14 @@ class MaIL(Method):
         mask_jitter: float = 0.02,
         dice: float = 0.0,
         selection_loss: float = 0.0,
+        outlines: bool = False,
     ) -> None:
         super().__init__()
         for name, choices in ((mask_tokens, MASK_TOKENS), (selection, SELECTIONS)):
             if name not in choices:
                 raise ValueError(f"one of {', '.join(map(str, choices))} was expected, not {name!r}")
-        if selection_loss and not (instances and selection):
-            raise ValueError("a loss of the selection needs masks, and a selection among them")
+        if (selection_loss or outlines) and not (instances and selection):
+            raise ValueError("outlines, or a loss of the selection, need masks and a selection among them")
         self.preprocessing = Preprocessing(size=size, resize="stretch", mean=MEAN, std=STD)
         self.tokenizer = tokenizer
         self.instances, self.mask_drop, self.mask_jitter = instances, mask_drop, mask_jitter
@@ -153,6 +158,7 @@ class MaIL(Method):
         self.selection = MaskSelection(vilt.width, selection) if instances else None
         stacked = vilt.width * (2 if instances else 1) + 8 * coordinates
         self.decoder = mask_decoder(stacked, decoder_widths, decoder_kernel)
+        self.sharpness = nn.Parameter(torch.tensor(2.0)) if outlines else None  # k
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)
@@ -174,7 +180,8 @@ class MaIL(Method):
             masks = spoil(masks, self.mask_drop, self.mask_jitter)
         masks = torch.cat([masks, null], dim=1)  # (B, N + 1, H, W)
         inside = F.avg_pool2d(masks, self.vilt.patch)  # (B, N + 1, h, w)
-        return PictureFeatures(patches, (h, w), *self.mask_lane(masks, inside), inside.flatten(2))
+        outlines = None if self.sharpness is None else masks[:, :-1]
+        return PictureFeatures(patches, (h, w), *self.mask_lane(masks, inside), inside.flatten(2), outlines)
 
     def segment(self, features: PictureFeatures, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """PictureFeatures and tokens (B, L) -> logits (B, 1, H, W)."""
@@ -204,7 +211,12 @@ class MaIL(Method):
             stack = [selected(weights, features.inside, encoded.masks), *stack]
         if self.coordinates:
             stack.append(cell_coordinates(h, w).to(encoded.image).expand(len(encoded.image), -1, -1))
-        return self.decoder(torch.cat(stack, dim=2).transpose(1, 2).unflatten(2, (h, w)))
+        logits = self.decoder(torch.cat(stack, dim=2).transpose(1, 2).unflatten(2, (h, w)))
+        if self.sharpness is not None:
+            outlines = F.interpolate(features.outlines, size=logits.shape[2:], mode="area")  # as they are
+            drawn = torch.einsum("bn,bnyx->byx", weights[:, :-1], 2 * outlines - 1)
+            logits = logits + self.sharpness * drawn[:, None]
+        return logits
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"segmentation": scalar}; if they have a weight, also "dice" and "selection"."""

@@ -47,6 +47,7 @@ FIVE = {
 BARE = {"pyramid": (), "mask_grounding": 0.0, "cal": 0.0}  # MagNet without its parts
 OFTEN = {"ratio": 0.4, "at_least_one": True}  # nearly three times as many words are asked for
 PLAIN = {"lmvsd": 0.0, "vmlsd": 0.0}  # CM-MaskSD's main branch alone
+PER_MASK = {"mask_tokens": "B", "outlines": True, "selection_loss": 0.1}  # MaIL; half as many tokens
 
 STUDIES = {
     "five_minutes": Study(
@@ -57,8 +58,9 @@ STUDIES = {
             "lavt": Variant("lavt", samples=25_000),
             "magnet": Variant("magnet", samples=11_000),
             "cm_masksd": Variant("cm_masksd", samples=8_000),
-            "cm_masksd plain": Variant("cm_masksd", PLAIN, samples=24_000),
+            "cm_masksd plain": Variant("cm_masksd", PLAIN, "cm_masksd", samples=24_000),
             "mail": Variant("mail", samples=14_000, instances="proposals"),
+            "mail per mask": Variant("mail", PER_MASK, "mail", samples=22_000, instances="proposals"),
         },
         closely=True,
     ),
@@ -146,6 +148,8 @@ STUDIES = {
             "proposals selection loss": Variant(
                 "mail", {"selection_loss": 0.1}, "proposals", instances="proposals"
             ),
+            "proposals outlines": Variant("mail", {"outlines": True}, "proposals", instances="proposals"),
+            "proposals per mask": Variant("mail", PER_MASK, "proposals tokens B", instances="proposals"),
         },
     ),
 }

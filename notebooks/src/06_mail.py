@@ -1083,10 +1083,10 @@ CAPTIONS = {
     "proposals": "proposals",
     "oracle": "the true masks (oracle)",
     "proposals no selection": "proposals, no selection",
-    "oracle no selection": "oracle, no selection",
     "proposals selection loss": "proposals, selection is taught, too",
+    "proposals outlines": "proposals, chosen masks are drawn",
     "proposals tokens B": "proposals, a token for each mask (B)",
-    "proposals tokens C": "proposals, patches for each mask (C)",
+    "proposals per mask": "B, drawn, and selection is taught",
     "proposals from scratch": "proposals, ViLT not pretrained",
     "none from scratch": "no masks, ViLT not pretrained",
 }
@@ -1094,8 +1094,8 @@ CAPTIONS = {
 # %%
 BASE = {
     "proposals": "none",
-    "oracle no selection": "oracle",
     "none from scratch": "none",
+    "proposals per mask": "proposals tokens B",
 }  # others: proposals
 ablation = {name: {} for name in CAPTIONS}  # variant -> {seed: its record}
 for one in measured("mail_ablation").get("runs", []):
@@ -1157,6 +1157,24 @@ if {"none", "proposals", "oracle"} <= ablation.keys() and proposals:
         f"Always the best proposal would be {best:.1f} oIoU: {100 - best:.1f} points are the finder's fault."
     )
     print(f"MaIL has {answered:.1f}: {best - answered:.1f} points are lost in choosing and drawing.")
+
+# %% [markdown]
+# **Think!** Section 6 asked whether it chooses better than it draws. Who teaches it to choose?
+#
+# *Nobody directly. The weights $a_i$ decide which features the decoder gets, and only the decoder's drawing
+# is compared with the truth. Add the chosen masks to the logits as well, $k \sum_i a_i (2 M_i - 1)$, and a
+# wrong choice is a wrong drawing at once: `outlines=True`, ours. With a token for each mask in place of the
+# stack the sequence is half as long, so five minutes hold more samples. Together:*
+
+# %%
+minutes = {"mail": [], "mail per mask": []}  # variant -> its runs
+for one in measured("five_minutes").get("runs", []):
+    minutes.setdefault(one["variant"], []).append(one)
+for name, says in {"mail": "MaIL as in this lesson", "mail per mask": "Together"}.items():
+    values = [one["oIoU"] for one in minutes[name]]
+    if values:
+        samples = minutes[name][0]["samples_seen"]
+        print(f"{says}: {np.mean(values):.1f} oIoU after {samples:,} samples (runs: {len(values)})")
 
 # %% [markdown]
 # | the paper | here |

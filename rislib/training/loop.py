@@ -37,6 +37,7 @@ from rislib.training.log import Clock, Log
 from rislib.training.order import Batches, load, seed_step
 from rislib.training.recipe import Recipe, set_rates
 from rislib.training.recompute import checkpoint_blocks
+from rislib.training.shards import exchange, gather
 from rislib.training.step import make_accelerator, optimise, prepare
 
 
@@ -182,6 +183,7 @@ def fit(
 
     bar.close()
     checkpoint_blocks(method, on=False)
+    gather(method)
     method.eval()
     if accelerator.is_main_process:
         save_tensors(folder / "model.safetensors", method.inference_state(), {})
@@ -215,10 +217,12 @@ def _validate(
 ) -> dict[str, float]:
     """The first process's numbers; the others wait for it and get none."""
     numbers: dict[str, float] = {}
+    parts = gather(method)
     if accelerator.is_main_process:
         method.eval()
         with torch.no_grad():
             numbers = validate(method)
         method.train()
+    exchange(method, parts)
     accelerator.wait_for_everyone()
     return numbers

@@ -43,14 +43,15 @@ def held(network: nn.Module) -> int:
 
 
 def train(folder: Path) -> None:
-    """From the start, in micro-batches, from where a single process was; and one evaluation."""
+    """From the start, otherwise, from where a single process was; what is left; and one evaluation."""
     method = smooth()
     fit(method, ToyDataset(20), QUICK, out=folder / "two", **SAMPLES)
     left = {"measured": measure(method), "held": held(method)}
     network, _ = prepare(smooth(), QUICK, make_accelerator("fp32"))
     left["held_in_training"] = held(network)
     (folder / f"left{processes().process_index}.json").write_text(json.dumps(left))
-    fit(smooth(), ToyDataset(20), QUICK, out=folder / "micro", micro_batch=2, **SAMPLES)
+    otherwise = {"micro_batch": 2, "channels_last": True}
+    fit(smooth(), ToyDataset(20), QUICK, out=folder / "otherwise", **otherwise, **SAMPLES)
     fit(smooth(seed=7), ToyDataset(20), QUICK, out=folder / "half", resume=True, **SAMPLES)
     asked = Watched(17)
     report = evaluate(smooth(), asked, CRIS_2022, batch_size=4, progress=False, together=True)

@@ -55,8 +55,8 @@ def restore_checkpoint(
             raise ValueError(f"{file} cannot be resumed: {key} was {facts.get(key)}, and is {value} now")
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
-    here = method.state_dict()
-    method.load_state_dict({name: rows(tensor, here.get(name)) for name, tensor in state.items()})
+    own = method.state_dict()
+    method.load_state_dict({name: rows(tensor, own.get(name)) for name, tensor in state.items()})
     parameters = dict(_named_parameters(optimiser))
     for path in tensors.keys() - weights.keys():
         name, _, key = path.removeprefix("optimiser.").rpartition(".")

@@ -2,7 +2,8 @@
 
 Each process holds its rows of every parameter that learns. For a step all gather the rest, and of the
 gradients each keeps its rows again. The network is one unit: within a step it is whole, so that losses may
-call any part of it, as often as they like.
+call any part of it, as often as they like. They must reach the same parameters in every process: a network
+that leaves some out in one of them alone would wait forever, where DistributedDataParallel finds out.
 
 accelerate is asked whether, and torch does it: accelerate's own FSDP knows no CPUs, and turns all into bf16
 that a recipe computes in mixed precision.
@@ -25,7 +26,11 @@ def sharing() -> bool:
 
 
 def share_out(network: nn.Module) -> FSDPModule:
-    """Leave to each process its rows of the first one's parameters, as DTensors. Frozen ones stay whole."""
+    """Leave to each process its rows of the first one's parameters, as DTensors. Frozen ones stay whole.
+
+    Raises:
+        ValueError: a parameter that learns is a scalar.
+    """
     broadcast(network.state_dict())
     return fully_shard(network, ignored_params={p for p in network.parameters() if not p.requires_grad})
 

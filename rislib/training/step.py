@@ -40,11 +40,11 @@ def make_accelerator(precision: str) -> Accelerator:
     Raises:
         ValueError: accelerate is configured for DeepSpeed, Megatron or the first FSDP.
     """
-    if sharing() and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ValueError("weights are shared out by the second FSDP: launch with --use_fsdp --fsdp_version 2")
     # accelerate keeps one state per process and refuses a second precision; notebooks train many times.
     AcceleratorState._reset_state()
     processes()
+    if sharing() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("of FSDP there is version 2 alone: launch with --use_fsdp --fsdp_version 2")
     # Pretrained towers have parameters that no loss depends on, such as CLIP's temperature.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
@@ -76,7 +76,7 @@ def prepare(
     compile: bool = False,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The method's `Losses`, on its device and ready to learn, and the optimiser. Arguments as in `fit`."""
-    # FSDP takes contiguous parameters only.
+    # FSDP refuses kernels that are not contiguous.
     memory_format = torch.channels_last if channels_last and not sharing() else torch.preserve_format
     method.to(accelerator.device, memory_format=memory_format).train()
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -86,7 +86,8 @@ def prepare(
     if compile:
         losses.compile()
     if sharing():
-        network = share_out(accelerator.prepare_model(losses, evaluation_mode=True))  # precision only, no DDP
+        in_precision = accelerator.prepare_model(losses, evaluation_mode=True)  # autocast alone, no DDP
+        network = share_out(in_precision)  # first: the optimiser's parameters are the parts
         return network, accelerator.prepare_optimizer(make_optimiser(method, recipe, accelerator.device))
     return accelerator.prepare(losses, make_optimiser(method, recipe, accelerator.device))
 

@@ -19,6 +19,7 @@ from rislib.training.loop import budget_of, count_steps
 from rislib.training.order import Batches, load, seed_step
 from rislib.training.recipe import set_rates
 from rislib.training.recompute import checkpoint_blocks
+from rislib.training.shards import gather
 from rislib.training.step import make_accelerator, optimise, prepare
 
 PREFETCHED = 2  # batches that each worker of a DataLoader has ready
@@ -119,6 +120,7 @@ def rehearse(
         optimise(network, optimiser, accelerator, micro_batches, recipe.clip_norm)
         times.append(now(device) - start)
     checkpoint_blocks(method, on=False)
+    gather(method)
 
     seconds = median(times[warmup:])
     whole = whole or round(60 * minutes / seconds)

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import torch
 from test_training import QUICK, ToyDataset, ToyMethod, Watched
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rislib.cli import app
+from rislib.data import make_batch
 from rislib.evaluation import CRIS_2022, evaluate
+from rislib.nouns import Method
 from rislib.processes import processes
 from rislib.training import fit
-
-SAMPLES = {"samples_budget": 320, "progress": False}
+from rislib.training.step import make_accelerator, prepare
 
 
 def smooth(seed: int = 0) -> ToyMethod:
@@ -24,10 +27,31 @@ def smooth(seed: int = 0) -> ToyMethod:
     return ToyMethod(dropout=0, norm=False, seed=seed)
 
 
+def measure(method: Method) -> dict[str, float]:
+    """The losses of a batch; numbers that a `fit` can log as its validation."""
+    samples = list(ToyDataset(6))
+    losses = method.losses(make_batch(samples, method.preprocessing, method.tokenize))
+    return {name: loss.item() for name, loss in losses.items()}
+
+
+SAMPLES = {"samples_budget": 320, "validate": measure, "progress": False}
+
+
+def held(network: nn.Module) -> int:
+    """How many numbers of its weights are in this process."""
+    return sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in network.parameters())
+
+
 def train(folder: Path) -> None:
-    """From the start, in micro-batches, from where a single process was; and one evaluation."""
-    fit(smooth(), ToyDataset(20), QUICK, out=folder / "two", **SAMPLES)
-    fit(smooth(), ToyDataset(20), QUICK, out=folder / "micro", micro_batch=2, **SAMPLES)
+    """From the start, otherwise, from where a single process was; what is left; and one evaluation."""
+    method = smooth()
+    fit(method, ToyDataset(20), QUICK, out=folder / "two", **SAMPLES)
+    left = {"measured": measure(method), "held": held(method)}
+    network, _ = prepare(smooth(), QUICK, make_accelerator("fp32"))
+    left["held_in_training"] = held(network)
+    (folder / f"left{processes().process_index}.json").write_text(json.dumps(left))
+    otherwise = {"micro_batch": 2, "channels_last": True}
+    fit(smooth(), ToyDataset(20), QUICK, out=folder / "otherwise", **otherwise, **SAMPLES)
     fit(smooth(seed=7), ToyDataset(20), QUICK, out=folder / "half", resume=True, **SAMPLES)
     asked = Watched(17)
     report = evaluate(smooth(), asked, CRIS_2022, batch_size=4, progress=False, together=True)

@@ -310,10 +310,18 @@ def test_what_the_command_line_needs_to_know():
 # --- processes that cannot be, or are no more -------------------------------------------------
 
 
-def test_sharded_weights_are_refused(monkeypatch):
-    accelerator = SimpleNamespace(distributed_type=DistributedType.FSDP)
-    monkeypatch.setattr(step, "Accelerator", lambda **_: accelerator)
-    with pytest.raises(ValueError, match=r"weights are not.*--multi_gpu, not as FSDP"):
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM])
+def test_other_ways_to_share_weights_are_refused(monkeypatch, kind):
+    monkeypatch.setattr(step, "Accelerator", lambda **_: SimpleNamespace(distributed_type=kind))
+    with pytest.raises(ValueError, match=rf"{kind.value} is not supported.*--use_fsdp --fsdp_version 2"):
+        make_accelerator("bf16")
+
+
+def test_the_first_fsdp_is_refused(monkeypatch):
+    """It is what accelerate means unless it is told a version."""
+    monkeypatch.setattr(step, "sharing", lambda: True)
+    monkeypatch.delenv("FSDP_VERSION", raising=False)
+    with pytest.raises(ValueError, match="launch with --use_fsdp --fsdp_version 2"):
         make_accelerator("bf16")
 
 

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rislib.nouns import Method
+from rislib.training.shards import rows, whole
 
 
 def save_checkpoint(
@@ -28,6 +30,10 @@ def save_checkpoint(
     for name, parameter in _named_parameters(optimiser):
         for key, value in optimiser.state[parameter].items():
             tensors[f"optimiser.{name}.{key}"] = value
+    place = "cpu" if accelerator.is_main_process else "meta"  # others help to gather, and keep nothing
+    for name in sorted(tensors):  # in one order: after a resumption each process has its own
+        if isinstance(tensors[name], DTensor):
+            tensors[name] = whole(tensors[name]).to(place)
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else None  # fp16: a few numbers
     if accelerator.is_main_process:
         save_tensors(file, tensors, {**facts, "scaler": scaler})
@@ -48,7 +54,9 @@ def restore_checkpoint(
         if facts.get(key) != value:
             raise ValueError(f"{file} cannot be resumed: {key} was {facts.get(key)}, and is {value} now")
     weights = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    method.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
+    state = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    own = method.state_dict()
+    method.load_state_dict({name: rows(tensor, own.get(name)) for name, tensor in state.items()})
     parameters = dict(_named_parameters(optimiser))
     for path in tensors.keys() - weights.keys():
         name, _, key = path.removeprefix("optimiser.").rpartition(".")
@@ -56,7 +64,7 @@ def restore_checkpoint(
         # Averages must lie in memory as their parameter does, channels last or not: fused kernels rely on it.
         like = parameter if tensor.shape == parameter.shape else tensor
         value = torch.empty_like(like, dtype=tensor.dtype, device=parameter.device)
-        optimiser.state[parameter][key] = value.copy_(tensor)
+        optimiser.state[parameter][key] = value.copy_(rows(tensor, like))
     if accelerator.scaler and facts["scaler"]:
         accelerator.scaler.load_state_dict(facts["scaler"])
     return facts["step"], facts["seconds"]

@@ -12,7 +12,8 @@ What remains is the weights, the optimiser's averages and a few numbers: one saf
 Devices, mixed precision and several processes are left to accelerate. `accelerate launch` starts as
 many processes as there are GPUs; a batch is then shared out between them, and may be cut into
 micro-batches for small ones, so that `Recipe.batch_size` is always the batch that one optimiser step
-sees. Neither changes anything but rounding, with two exceptions:
+sees. Where accelerate is configured for FSDP, weights are shared out, too (`shards.py`). None of this changes
+anything but rounding, with two exceptions:
 
 - Batch norm is over all processes on GPUs; on CPUs, and with micro-batches, over what one forward pass sees.
 - Some losses are no means over samples: LAVT's weighs pixels, MagNet's draw some by lot, CM-MaskSD's VMLSD
@@ -37,6 +38,7 @@ from rislib.training.log import Clock, Log
 from rislib.training.order import Batches, load, seed_step
 from rislib.training.recipe import Recipe, set_rates
 from rislib.training.recompute import checkpoint_blocks
+from rislib.training.shards import exchange, gather
 from rislib.training.step import make_accelerator, optimise, prepare
 
 
@@ -101,7 +103,8 @@ def fit(
         micro_batch: at most so many samples at a time on each device; their gradients are added up.
         checkpointing: forget what blocks compute, and compute it again: less memory, see `recompute.py`.
         compile: by torch.compile, the losses; minutes at first.
-        channels_last: keep pictures and kernels in that memory format; often faster on GPUs.
+        channels_last: keep pictures and kernels (with FSDP pictures only) in that memory format; often
+            faster on GPUs.
 
     Raises:
         ValueError: not exactly one budget, above 0; no samples; a batch that cannot be shared equally, by
@@ -182,6 +185,7 @@ def fit(
 
     bar.close()
     checkpoint_blocks(method, on=False)
+    gather(method)
     method.eval()
     if accelerator.is_main_process:
         save_tensors(folder / "model.safetensors", method.inference_state(), {})
@@ -215,10 +219,12 @@ def _validate(
 ) -> dict[str, float]:
     """The first process's numbers; the others wait for it and get none."""
     numbers: dict[str, float] = {}
+    parts = gather(method)
     if accelerator.is_main_process:
         method.eval()
         with torch.no_grad():
             numbers = validate(method)
         method.train()
+    exchange(method, parts)
     accelerator.wait_for_everyone()
     return numbers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,8 +20,7 @@ from rislib.nouns import Batch, Method
 from rislib.processes import processes
 from rislib.training.recipe import Recipe, parameter_groups
 from rislib.training.recompute import checkpoint_blocks
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+from rislib.training.shards import share_out, sharing, whole
 
 
 class Losses(nn.Module):
@@ -38,20 +38,22 @@ def make_accelerator(precision: str) -> Accelerator:
     """Accelerate for this process's device, in a recipe's precision.
 
     Raises:
-        ValueError: accelerate is configured to share out weights (FSDP, DeepSpeed, Megatron).
+        ValueError: accelerate is configured for DeepSpeed, Megatron or the first FSDP.
     """
     # accelerate keeps one state per process and refuses a second precision; notebooks train many times.
     AcceleratorState._reset_state()
     processes()
+    if sharing() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("of FSDP there is version 2 alone: launch with --use_fsdp --fsdp_version 2")
     # Pretrained towers have parameters that no loss depends on, such as CLIP's temperature.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         mixed_precision="no" if precision == "fp32" else precision, kwargs_handlers=[unused]
     )
-    if accelerator.distributed_type in SHARDED:
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
-            "batches are shared out between processes here, and weights are not: checkpoints would be torn. "
-            f"Launch with --multi_gpu, not as {accelerator.distributed_type.value}"
+            f"{accelerator.distributed_type.value} is not supported: checkpoints would be torn. "
+            "Launch with --multi_gpu or, to share out weights, with --use_fsdp --fsdp_version 2"
         )
     if accelerator.device.type == "cpu":
         _keep_memory()
@@ -74,7 +76,8 @@ def prepare(
     compile: bool = False,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The method's `Losses`, on its device and ready to learn, and the optimiser. Arguments as in `fit`."""
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    # FSDP refuses kernels that are not contiguous.
+    memory_format = torch.channels_last if channels_last and not sharing() else torch.preserve_format
     method.to(accelerator.device, memory_format=memory_format).train()
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(method)
@@ -82,6 +85,10 @@ def prepare(
     losses = Losses(method)
     if compile:
         losses.compile()
+    if sharing():
+        in_precision = accelerator.prepare_model(losses, evaluation_mode=True)  # autocast alone, no DDP
+        network = share_out(in_precision)  # first: the optimiser's parameters are the parts
+        return network, accelerator.prepare_optimizer(make_optimiser(method, recipe, accelerator.device))
     return accelerator.prepare(losses, make_optimiser(method, recipe, accelerator.device))
 
 
@@ -116,7 +123,7 @@ def optimise(
             with fast_attention(accelerator.device):  # checkpointed blocks compute it once more
                 accelerator.backward(sum(losses.values()) / len(batches))
         parts.append({name: loss.detach() for name, loss in losses.items()})
-    norm = accelerator.clip_grad_norm_(network.parameters(), clip_norm or math.inf)
+    norm = whole(accelerator.clip_grad_norm_(network.parameters(), clip_norm or math.inf))
     optimiser.step()
     losses = {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
     return losses, sum(losses.values()), norm

@@ -158,7 +158,7 @@ class MaIL(Method):
         self.selection = MaskSelection(vilt.width, selection) if instances else None
         stacked = vilt.width * (2 if instances else 1) + 8 * coordinates
         self.decoder = mask_decoder(stacked, decoder_widths, decoder_kernel)
-        self.sharpness = nn.Parameter(torch.tensor(2.0)) if outlines else None  # k
+        self.sharpness = nn.Parameter(torch.tensor([2.0])) if outlines else None  # k
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)

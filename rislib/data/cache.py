@@ -6,7 +6,8 @@
 Batches are the same as without it, bit for bit: what is kept is what resizing ends with, whole numbers; they
 are only normalised on the way into a batch. At 416 pixels RefCOCO's 16,994 pictures for training take 8.8 GB.
 Whether that helps is a question of the disk: 1,000 samples a second are 0.5 GB a second, unless memory holds
-the file after the first epoch.
+the file after the first epoch. Masks are not kept: a letterbox makes their edges grey, so that bits do not
+hold them, and to read bits instead of polygons would spare a twentieth of what a sample then still costs.
 
 Both files only ever grow, and a picture's line is written when its pixels are on the disk. So whoever is
 killed leaves at worst an end that no line speaks of, which the next one cuts off; and readers, which open

@@ -80,6 +80,18 @@ def data_convert(
     typer.echo(f"{out / dataset}/refs({convert_hub(files, out, dataset)}).json")
 
 
+@data_app.command("stream")
+def data_stream(
+    name: Annotated[str, typer.Argument(help="jxu124/refcoco-benchmark, or a table of its form.")],
+    split: Annotated[list[str], typer.Option(help="refcoco_unc_val, ...; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="A new folder, for --data.")],
+) -> None:
+    """Bring splits of the hub's table NAME, with their pictures and no others, into RefCOCO's layout."""
+    from rislib.data.hub import import_stream
+
+    typer.echo(import_stream(name, split, out, progress=True))
+
+
 @data_app.command("import")
 def data_import(
     folder: Annotated[Path, typer.Argument(help="Pictures, and expressions.csv or expressions.json.")],

@@ -133,7 +133,8 @@ def data_cache(
         preprocessing = build(method, preset, pretrained=False).preprocessing
     cache = cached(open_split(data, split), preprocessing, out, progress=True).cache
     typer.echo(f"{out}: {len(cache.entries):,} pictures of {preprocessing.size} px, {preprocessing.resize}")
-    for name in (broken := cache.broken(progress=True) if check else []):
+    broken = cache.broken(progress=True) if check else []
+    for name in broken:
         typer.echo(f"{name}: its pixels in {out} are damaged: delete that folder, and it is made anew")
     raise typer.Exit(1 if broken else 0)
 

@@ -20,7 +20,7 @@ def test_it_measures_speed_stages_and_memory(world: Path, tmp_path: Path) -> Non
     for name, preprocessing in loader.INPUTS.items():
         kept = cached(samples, preprocessing, tmp_path / name)
         for these, stage_of_the_other in ((samples, "read the cache"), (kept, "decode pictures")):
-            measured = loader.measure(these, name, 20, 4)
+            measured = loader.measure(these, name, 40, 4)
             assert min(*measured["no_worker"].values(), measured["one_worker"]) > 0
             percent = measured["percent"]
             assert sum(percent.values()) == pytest.approx(100, abs=0.5)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,7 +89,8 @@ def cached(
             read, or there is no room on the disk. The message says what to do.
     """
     folder, settings = Path(folder), settings_of(preprocessing)
-    pictures = {picture.name: picture for picture in _shown(samples)}
+    shown = (samples.pictures[record.image_id] for record in samples.records)
+    pictures = {picture.name: picture for picture in shown}
     cache = read_cache(folder, settings)
     if pictures.keys() - cache.places.keys():
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,10 @@ def cached(
 
 
 def settings_of(preprocessing: Preprocessing) -> dict[str, Any]:
-    """What decides how a picture is resized: size, way, and in a letterbox the border's colour."""
+    """What decides how a picture is resized: size, way, and in a letterbox the border's colour.
+
+    Whoever changes how `Geometry.image` resizes counts the version up: what was kept is then no longer read.
+    """
     geometry = geometry_for(preprocessing, 1, 1)
     border = list(geometry.colour) if isinstance(geometry, Letterbox) else None
     return {"version": 1, "size": preprocessing.size, "resize": preprocessing.resize, "border": border}
@@ -125,10 +129,6 @@ def read_cache(folder: Path, settings: Mapping[str, Any]) -> Cache:
     if (pixels.stat().st_size if pixels.exists() else 0) < len(entries) * _bytes(settings):
         raise DataError("lacks pixels: delete this folder, and it is made anew", str(folder), PICTURES)
     return Cache(folder, settings, entries, {entry.name: place for place, entry in enumerate(entries)})
-
-
-def _shown(samples: RefDataset) -> Iterator[Picture]:
-    return (samples.pictures[record.image_id] for record in samples.records)
 
 
 def _bytes(settings: Mapping[str, Any]) -> int:

@@ -3,7 +3,9 @@
 `python results/loader.py [--data FOLDER]` asks for batches as `fit` does, of CRIS's pictures (416 px,
 letterbox) and of LAVT's (480 px, stretched), with no device to wait for. Without a folder it draws 60 scenes
 of 640 x 480 pixels, as large as COCO's, and keeps them as JPEG; photographs take longer to decode: `--data`.
-Some minutes on an idle machine; prints the numbers and writes loader.json.
+All of it once more with the pictures out of a cache (`rislib.data.cached`). Both read files that the system
+has in memory: a cache's are larger, what a disk makes of that is not measured. Some minutes on an idle
+machine; prints the numbers and writes loader.json.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from rislib.data import RefDataset, import_own, open_split
+from rislib.data import RefDataset, cached, import_own, open_split
 from rislib.data.refmini.build import draw_pictures
 from rislib.encoders import clip
 from rislib.encoders.tokenizers import ClipTokenizer
@@ -37,9 +40,13 @@ from rislib.nouns import Preprocessing
 from rislib.training import CRIS_2022, provenance, write_record
 from rislib.training.order import Batches
 
-INPUTS = {"416 letterbox": ("letterbox", 416, 17), "480 stretch": ("stretch", 480, 20)}
+INPUTS = {
+    "416 letterbox": Preprocessing(416, "letterbox", clip.MEAN, clip.STD),
+    "480 stretch": Preprocessing(480, "stretch", clip.MEAN, clip.STD),
+}
 STAGES = {  # function -> what it does, in the loader's order
     "rislib/data/index.py:open": "decode pictures",
+    "rislib/data/cache.py:picture": "read the cache",
     "rislib/data/masks.py:decode_segmentation": "decode masks",
     "rislib/data/transforms.py:to_tensor": "resize pictures",
     "rislib/data/transforms.py:mask": "resize masks",
@@ -69,9 +76,7 @@ def draw(folder: Path, pictures: int) -> RefDataset:
 
 def batches(samples: RefDataset, name: str, workers: int, amount: int, batch: int) -> Iterator:
     """About `amount` samples as `fit` loads them."""
-    resize, size, length = INPUTS[name]
-    preprocessing = Preprocessing(size, resize, clip.MEAN, clip.STD)
-    method = SimpleNamespace(preprocessing=preprocessing, tokenize=ClipTokenizer(length))
+    method = SimpleNamespace(preprocessing=INPUTS[name], tokenize=ClipTokenizer(17))
     source = Batches(samples, method, replace(CRIS_2022, batch_size=batch), seed=0, rank=0, processes=1)
     return iter(DataLoader(source, batch_size=None, sampler=range(amount // batch), num_workers=workers))
 
@@ -98,7 +103,7 @@ def shares(loader: Iterator) -> dict[str, float]:
             if f"{file}:{function}".endswith(place):
                 found[what] += seconds
     found["the rest"] = stats.total_tt - sum(found.values())
-    return {what: round(100 * seconds / stats.total_tt, 1) for what, seconds in found.items()}
+    return {what: round(100 * seconds / stats.total_tt, 1) for what, seconds in found.items() if seconds}
 
 
 def memory(loader: Iterator, every: int) -> list[dict[str, int]]:
@@ -114,6 +119,19 @@ def memory(loader: Iterator, every: int) -> list[dict[str, int]]:
 def mebibytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return round(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024)
+
+
+def measure(samples: RefDataset, name: str, amount: int, batch: int) -> dict[str, Any]:
+    """Speed without a worker and with one, cores for CRIS's goal, and where the time goes."""
+    alone = speed(batches(samples, name, 0, amount, batch), batch)
+    measured = {
+        "no_worker": alone,
+        "one_worker": speed(batches(samples, name, 1, amount, batch), batch)["per_second"],
+        "cores_for_the_goal": round(GOAL / alone["per_cpu_second"], 1),
+        "percent": shares(batches(samples, name, 0, amount // 5, batch)),
+    }
+    print(name, "cached" if samples.cache else "", json.dumps(measured), flush=True)
+    return measured
 
 
 if __name__ == "__main__":
@@ -135,16 +153,10 @@ if __name__ == "__main__":
             "batch": given.batch,
             "goal_samples_per_second": round(GOAL),
         }
-        for name in INPUTS:
-            alone = speed(batches(samples, name, 0, given.samples, given.batch), given.batch)
-            helped = speed(batches(samples, name, 1, given.samples, given.batch), given.batch)
-            record[name] = {
-                "no_worker": alone,
-                "one_worker": helped["per_second"],
-                "cores_for_the_goal": round(GOAL / alone["per_cpu_second"], 1),
-                "percent": shares(batches(samples, name, 0, given.samples // 5, given.batch)),
-            }
-            print(name, json.dumps(record[name]), flush=True)
+        for name, preprocessing in INPUTS.items():
+            kept = cached(samples, preprocessing, Path(folder) / name, progress=True)
+            record[name] = measure(samples, name, given.samples, given.batch)
+            record[f"{name}, cached"] = measure(kept, name, given.samples, given.batch)
         every = max(1, given.long // given.batch // 10)
         record["samples_for_memory"] = given.long
         for workers, key in enumerate(("mebibytes_no_worker", "mebibytes_one_worker")):

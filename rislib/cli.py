@@ -80,6 +80,18 @@ def data_convert(
     typer.echo(f"{out / dataset}/refs({convert_hub(files, out, dataset)}).json")
 
 
+@data_app.command("stream")
+def data_stream(
+    name: Annotated[str, typer.Argument(help="jxu124/refcoco-benchmark, or a table of its form.")],
+    split: Annotated[list[str], typer.Option(help="refcoco_unc_val, ...; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="A new folder, for --data.")],
+) -> None:
+    """Bring splits of the hub's table NAME, with their pictures and no others, into RefCOCO's layout."""
+    from rislib.data.hub import import_stream
+
+    typer.echo(import_stream(name, split, out, progress=True))
+
+
 @data_app.command("import")
 def data_import(
     folder: Annotated[Path, typer.Argument(help="Pictures, and expressions.csv or expressions.json.")],
@@ -97,6 +109,34 @@ def data_import(
     if not report.ok:
         raise typer.Exit(1)
     typer.echo(import_own(folder, out, size=size or None, progress=True))
+
+
+@data_app.command("cache")
+def data_cache(
+    data: Annotated[str, typer.Argument(help="refmini, refcoco, ..., or a folder in RefCOCO's layout.")],
+    method: Annotated[str, typer.Option(help="cris, lavt, ...: the network that the pictures are for.")],
+    out: Annotated[Path, typer.Option(help="The folder, for --cache.")],
+    preset: Annotated[str, typer.Option(help="The network's size: mini; r50, base, b16, ...")] = "mini",
+    split: str = "train",
+    check: Annotated[bool, typer.Option("--check", help="Then read it all, and compare checksums.")] = False,
+) -> None:
+    """Resize the pictures of DATA once, as METHOD wants them; goes on where an earlier try was stopped.
+
+    `train --cache` does so by itself, while every device of a launch waits.
+    """
+    import torch
+
+    from rislib.data import cached, open_split
+    from rislib.methods import build
+
+    with torch.device("meta"):  # without weights: all that is asked is what it wants
+        preprocessing = build(method, preset, pretrained=False).preprocessing
+    cache = cached(open_split(data, split), preprocessing, out, progress=True).cache
+    typer.echo(f"{out}: {len(cache.entries):,} pictures of {preprocessing.size} px, {preprocessing.resize}")
+    broken = cache.broken(progress=True) if check else []
+    for name in broken:
+        typer.echo(f"{name}: its pixels in {out} are damaged: delete that folder, and it is made anew")
+    raise typer.Exit(1 if broken else 0)
 
 
 @data_app.command("build")
@@ -148,8 +188,11 @@ def train(
     ] = False,
     compile: Annotated[bool, typer.Option("--compile", help="With torch.compile.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that prepare samples.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="A folder for resized pictures: made once, read ever after.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only measure what it would cost; writes nothing.")
+        bool, typer.Option("--dry-run", help="Only measure what it would cost; writes nothing but --cache.")
     ] = False,
 ) -> None:
     """Train METHOD and keep the run in OUT. On several devices: accelerate launch -m rislib train ..."""
@@ -175,6 +218,7 @@ def train(
         "from_scratch": from_scratch,
         "blind": blind,
         "instances": instances,
+        "cache": cache,
         "workers": workers,
         "micro_batch": micro_batch,
         "checkpointing": checkpointing,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 class Sample:
     """One expression about one picture, with the mask that it refers to."""
 
-    image: Image.Image  # RGB, at its original size
+    image: Image.Image  # RGB, at its original size; out of a cache, at a network's
     expression: str
     mask: np.ndarray  # (H, W) bool, at the image's original size
     image_id: int

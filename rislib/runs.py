@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from rislib.checkpoints import read_checkpoint, rebuild
-from rislib.data import RefDataset, open_split, with_instances
+from rislib.data import RefDataset, cached, open_split, with_instances
 from rislib.evaluation import PROTOCOLS, Report, blinded, dissect, evaluate, shuffled
 from rislib.methods import build
 from rislib.nouns import Method
@@ -43,6 +43,7 @@ def train_run(
     start: Path | str | None = None,
     blind: bool = False,
     instances: str = "none",
+    cache: Path | str | None = None,
     progress: bool = True,
     **means: Any,
 ) -> Path:
@@ -60,6 +61,8 @@ def train_run(
         start: the folder of a finished run of the same network: go on from its weights (fine-tuning).
         blind: every expression replaced by the same word, to learn what a picture gives away by itself.
         instances: where the masks come from that MaIL reads: see `rislib.data.with_instances`.
+        cache: a folder for resized pictures, made by the first run that names it: see `rislib.data.cached`.
+            A run is the same with and without it.
         means: workers, micro_batch, checkpointing and compile of `rislib.training.fit`. A run may be resumed
             with others.
 
@@ -68,14 +71,14 @@ def train_run(
             that is another one, a run to start from that is another network, or instance masks for a method
             that reads none.
         FileNotFoundError: the run to start from is none, or has not ended.
-        DataError: the data or the instance masks are not here, or are malformed.
+        DataError: the data or the instance masks are not here, or are malformed; or the cache is another's.
     """
     if start is not None and (from_scratch or Path(start).resolve() == Path(out).resolve()):
         raise ValueError("a start is another run's folder, and not from scratch")
     options = {"pretrained": not from_scratch, **(options or {})}
     recipe = recipe or choose_recipe(method, preset)
     network, references = _open(
-        method, preset, options, data, seed=seed, start=start, blind=blind, instances=instances
+        method, preset, options, data, seed=seed, start=start, blind=blind, instances=instances, cache=cache
     )
     record = {
         "method": method,
@@ -145,11 +148,14 @@ def rehearse_run(
     from_scratch: bool = False,
     blind: bool = False,
     instances: str = "none",
+    cache: Path | str | None = None,
     **means: Any,
 ) -> Rehearsal:
-    """What `train_run` would cost on this machine; writes nothing. Arguments and errors as there."""
+    """What `train_run` would cost on this machine; writes nothing but the cache. Arguments as there."""
     options = {"pretrained": not from_scratch, **(options or {})}
-    network, references = _open(method, preset, options, data, seed=seed, blind=blind, instances=instances)
+    network, references = _open(
+        method, preset, options, data, seed=seed, blind=blind, instances=instances, cache=cache
+    )
     return rehearse(
         network,
         references,
@@ -276,6 +282,7 @@ def _open(
     start: Path | str | None = None,
     blind: bool,
     instances: str,
+    cache: Path | str | None,
 ) -> tuple[Method, RefDataset]:
     """A new network, or that of the run to start from, and what it is going to train on."""
     torch.manual_seed(seed)
@@ -285,6 +292,8 @@ def _open(
         else:
             network = _started(start, method, preset, options)
         references = _with_instances(network, open_split(data, "train"), instances)
+        if cache is not None:
+            references = cached(references, network.preprocessing, cache, progress=True)
     return network, blinded(references) if blind else references
 
 

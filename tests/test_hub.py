@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -10,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from rislib.cli import app
-from rislib.data import DataError, check_folder, load_refcoco
-from rislib.data.hub import convert_hub
+from rislib.data import DataError, check_folder, hub, load_refcoco, open_split
+from rislib.data.hub import convert_hub, import_stream
 
 SHARED = Path(os.environ.get("RISLIB_REAL_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
 REAL = SHARED / "refcoco_real"
@@ -258,3 +261,94 @@ def test_real_records_come_through_unchanged(tmp_path: Path, dataset: str, split
     assert check_folder(tmp_path, published=False).ok
     for sample, other in zip(samples[:20], expected[:20], strict=True):
         assert (sample.mask == other.mask).all() and sample.image == other.image
+
+
+# --- streamed, with pictures --------------------------------------------------------------------
+
+
+def benchmark_rows(instances: dict[str, Any], references: list[Any], pictures: Path) -> list[dict[str, Any]]:
+    """RefCOCO's own documents as `jxu124/refcoco-benchmark` has them."""
+    annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
+    rows = []
+    for image in instances["images"]:
+        there = [reference for reference in references if reference["image_id"] == image["id"]]
+        pairs = [{"ref_info": each, "ann_info": annotations[each["ann_id"]]} for each in there]
+        picture = {"bytes": (pictures / image["file_name"]).read_bytes(), "path": image["file_name"]}
+        rows.append({"image": picture, "image_info": image, "ref_list": pairs})
+    return [row for row in rows if row["ref_list"]]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
+    """A folder as the hub has it, one in RefCOCO's layout of the same content, and the rows."""
+    datasets = pytest.importorskip("datasets", reason="streaming needs the hub's library `datasets`")
+    instances, references = documents()
+    root = original(tmp_path / "original")
+    (root / "images/train2014").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for image in instances["images"]:
+        pixels = rng.integers(0, 256, (image["height"], image["width"], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "images/train2014" / image["file_name"])
+    rows = benchmark_rows(instances, references, root / "images/train2014")
+    (tmp_path / "hub/data").mkdir(parents=True)
+    for row, split in zip(rows, ("refcoco_unc_train", "refcoco_unc_testA"), strict=True):
+        rows_of_split = datasets.Dataset.from_list([row]).cast_column("image", datasets.Image())
+        rows_of_split.to_parquet(tmp_path / f"hub/data/{split}-00000-of-00001.parquet")
+    return tmp_path / "hub", root, rows
+
+
+def test_a_stream_gives_the_samples_of_the_original(table: tuple, tmp_path: Path) -> None:
+    hub, root, _ = table
+    out, splits = tmp_path / "streamed", ["refcoco_unc_train", "refcoco_unc_testA"]
+    chosen = [option for split in splits for option in ("--split", split)]
+    result = CliRunner().invoke(app, ["data", "stream", str(hub), *chosen, "--out", str(out)])
+    assert result.exit_code == 0, result.exception
+    expected, samples = load_refcoco(root, "refcoco", "unc", None), open_split(out, None)
+    assert samples.records == expected.records and len(samples) == 6
+    for sample, other in zip(samples, expected, strict=True):
+        assert (sample.mask == other.mask).all() and sample.image == other.image
+    assert check_folder(out, published=False).ok
+    with pytest.raises(FileExistsError, match="is not empty"):
+        import_stream(str(hub), splits, out)
+
+
+def test_only_the_pictures_of_the_split_come_to_the_disk(table: tuple, tmp_path: Path) -> None:
+    hub, _, rows = table
+    out = import_stream(str(hub), ["refcoco_unc_testA"], tmp_path / "streamed")
+    assert [file.name for file in (out / "images/streamed").iterdir()] == [rows[1]["image_info"]["file_name"]]
+    assert {record.split for record in open_split(out, None).records} == {"testA"}
+    with pytest.raises(ValueError, match="refcoco_unc_testZ"):
+        import_stream(str(hub), ["refcoco_unc_testZ"], tmp_path / "other")
+
+
+def faulty(rows: list[dict[str, Any]], edit: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    row = copy.deepcopy(rows[1])
+    edit(row)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda row: row["image_info"].update(file_name="../x.jpg"), "file_name: not a plain file name"),
+        (lambda row: row["image"].update(bytes=None), "bytes: NoneType instead of bytes"),
+        (lambda row: row.pop("ref_list"), "ref_list: missing"),
+        (lambda row: row["ref_list"][1].update(ann_info={"id": 21}), "contradicts an earlier row about 21"),
+        (lambda row: row["ref_list"][0]["ref_info"].update(ref_id=3), "reference 3: ref_id: occurs twice"),
+    ],
+)
+def test_faults_of_a_stream_leave_nothing(
+    table: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable, message: str
+) -> None:
+    rows = [table[2][0], faulty(table[2], edit)]
+    monkeypatch.setattr(hub, "_stream", lambda name, split: rows)
+    with pytest.raises(DataError, match=message):
+        import_stream("owner/name", ["refcoco_unc_val"], tmp_path / "streamed")
+    assert {path.name for path in tmp_path.iterdir()} == {"hub", "original"}
+
+
+def test_without_datasets_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    with pytest.raises(DataError, match=r"pip install datasets"):
+        import_stream("owner/name", ["refcoco_unc_val"], tmp_path / "streamed")
+    assert list(tmp_path.iterdir()) == []

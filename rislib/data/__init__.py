@@ -1,6 +1,7 @@
 """Where samples come from: datasets in RefCOCO's layout, and the way from samples to batches."""
 
 from rislib.data.batches import make_batch
+from rislib.data.cache import cached
 from rislib.data.check import Report, check_folder
 from rislib.data.errors import DataError, UnsafePickle
 from rislib.data.index import Record, find_datasets
@@ -24,6 +25,7 @@ __all__ = [
     "UnsafePickle",
     "box_of_mask",
     "build_refmini",
+    "cached",
     "check_folder",
     "decode_segmentation",
     "encode_mask",

@@ -11,6 +11,17 @@ They hold no pictures (`data get train2014` brings these) and only annotations t
 picture's other objects nothing is known, so samples with `instances` carry fewer masks than the original's.
 Their `bbox` has two corners, unlike COCO's; it is not used.
 
+`jxu124/refcoco-benchmark` has the splits that one measures on (refcoco_unc_val, refcoco_unc_testA,
+refcoco_plus_unc_val, refcocog_umd_val, ...) and their pictures: a row per picture.
+
+    image                                  {bytes, path}: the file as COCO has it
+    image_info                             COCO's image record
+    ref_list                               list of {ref_info: as in refs(...).p, ann_info: COCO's annotation}
+
+So public programs read it; one of them counts 1,500 pictures, 3,811 references and 10,834 sentences in
+refcoco_unc_val, which are UNC's. `import_stream` reads it over the network, row by row; to the disk come only
+the pictures of these splits, not all of COCO's 13 GB. For training no such table is known here.
+
 `lmms-lab/RefCOCO` and its relatives are refused, see `LMMS_LAB`: by the sizes in their cards, and by their
 columns (`segmentation: sequence of float32`). Nothing in them says which row comes from which split.
 """
@@ -18,11 +29,17 @@ columns (`segmentation: sequence of float32`). Nothing in them says which row co
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from rislib.data.errors import DataError, locating
+from rislib.data.index import take
+from rislib.data.refcoco import load_refcoco
 
 SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 
@@ -74,6 +91,73 @@ def convert_hub(files: Iterable[str | Path], root: str | Path, dataset: str) -> 
     return split_by
 
 
+def import_stream(name: str, splits: Sequence[str], out: str | Path, *, progress: bool = False) -> Path:
+    """Writes the new folder `out` in RefCOCO's layout from a table that holds its pictures, read as a stream.
+
+    The folder appears only once it is complete and read; whoever is stopped begins anew.
+
+    Args:
+        name: of a dataset on the hub in the form of `jxu124/refcoco-benchmark`, or a folder with its files.
+        splits: as that dataset calls them. In the folder they are what `ref_info` says: val, testA, ...
+
+    Raises:
+        DataError: the library `datasets` is not here, rows have another form or contradict each other.
+        FileExistsError: `out` is there, and not empty.
+        OSError, ValueError: the hub cannot be reached, has no such dataset, or that no such split.
+    """
+    out = Path(out).resolve()
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; choose another folder or delete it")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    index, pictures = partial / out.name, partial / "images" / out.name
+    images: dict[Any, Any] = {}
+    annotations: dict[Any, Any] = {}
+    references: list[dict[str, Any]] = []
+    try:
+        index.mkdir(parents=True)
+        pictures.mkdir(parents=True)
+        for split in splits:
+            for position, row in enumerate(tqdm(_stream(name, split), split, disable=not progress)):
+                with locating(f"{name} {split}", f"row {position}"):
+                    references += _unpack(row, images, annotations, pictures)
+        instances = _instances(images, annotations)
+        (index / "instances.json").write_text(json.dumps(instances))
+        (index / "refs(hub).json").write_text(json.dumps(references))
+        load_refcoco(partial, out.name, "hub", None)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _stream(name: str, split: str) -> Iterable[dict[str, Any]]:
+    try:
+        from datasets import Image, load_dataset
+    except ImportError as error:
+        raise DataError("the hub is streamed by its own library: pip install datasets") from error
+    rows = load_dataset(name, split=split, streaming=True)
+    return rows.cast_column("image", Image(decode=False))  # the file as it is
+
+
+def _unpack(row: Any, images: dict[Any, Any], annotations: dict[Any, Any], pictures: Path) -> list[Any]:
+    """Writes a row's picture, notes its records, and returns its references."""
+    image = {key: take(row.get("image_info"), key, int) for key in ("id", "height", "width")}
+    image["file_name"] = take(row["image_info"], "file_name", str)
+    if Path(image["file_name"]).name != image["file_name"]:
+        raise DataError("not a plain file name", field="file_name")
+    _put(images, image["id"], image, "image_info")
+    (pictures / image["file_name"]).write_bytes(take(row.get("image"), "bytes", bytes))
+    references = []
+    for each in take(row, "ref_list", list):
+        reference, annotation = take(each, "ref_info", dict), take(each, "ann_info", dict)
+        _put(annotations, reference.get("ann_id"), annotation, "ann_info")
+        references.append({key: reference.get(key) for key in ("ref_id", "ann_id", "split", "sentences")})
+        references[-1]["image_id"] = image["id"]
+    return references
+
+
 def _documents(files: Iterable[str | Path], dataset: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What `instances.json` and `refs(...)` would have said."""
     images: dict[Any, Any] = {}
@@ -89,12 +173,7 @@ def _documents(files: Iterable[str | Path], dataset: str) -> tuple[dict[str, Any
                     reference = {key: row[key] for key in ("ref_id", "ann_id", "image_id", "sentences")}
                     split = str(row["split"])
                     references.append(reference | {"split": SPLITS[dataset].get(split, split)})
-    instances = {
-        "images": list(images.values()),
-        "annotations": list(annotations.values()),
-        "categories": _coco_categories(),
-    }
-    return instances, references
+    return _instances(images, annotations), references
 
 
 def _rows(file: Path) -> Iterator[Any]:
@@ -155,6 +234,14 @@ def _put(records: dict[Any, Any], key: Any, record: Any, column: str) -> None:
         raise DataError(f"is not the record of {key!r}", field=column)
     if records.setdefault(key, record) != record:
         raise DataError(f"contradicts an earlier row about {key}", field=column)
+
+
+def _instances(images: dict[Any, Any], annotations: dict[Any, Any]) -> dict[str, Any]:
+    return {
+        "images": list(images.values()),
+        "annotations": list(annotations.values()),
+        "categories": _coco_categories(),
+    }
 
 
 def _coco_categories() -> list[dict[str, Any]]:

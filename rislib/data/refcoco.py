@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Protocol, overload
+from typing import TYPE_CHECKING, ClassVar, Protocol, overload
 
 import numpy as np
 from PIL import Image
@@ -28,6 +28,9 @@ from rislib.data.index import (
     read_references,
 )
 from rislib.nouns import Sample
+
+if TYPE_CHECKING:
+    from rislib.data.cache import Cache
 
 
 class InstanceSource(Protocol):
@@ -61,6 +64,7 @@ class RefDataset(Sequence[Sample]):
         name: such as "refcoco+ (unc) val".
         folder: where its index lies.
         source: of the masks that samples carry as `instances`; None: they carry none.
+        cache: of the pictures, resized for a network; None: they are read at their own size.
     """
 
     def __init__(
@@ -70,11 +74,13 @@ class RefDataset(Sequence[Sample]):
         name: str,
         folder: Path,
         source: InstanceSource | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.records = tuple(records)
         self.name = name
         self.folder = folder
         self.source = source
+        self.cache = cache
         self._instances = instances
         self._last: tuple[int, Image.Image] | None = None
 
@@ -116,6 +122,8 @@ class RefDataset(Sequence[Sample]):
 
     def _picture(self, image_id: int) -> Image.Image:
         """A copy; the last picture is kept, since what is said of one often comes in a row."""
+        if self.cache is not None:
+            return self.cache.picture(self.pictures[image_id].name)
         if self._last is None or self._last[0] != image_id:
             self._last = image_id, self._instances.pictures[image_id].open()
         return self._last[1].copy()
@@ -140,10 +148,14 @@ class RefDataset(Sequence[Sample]):
 
     def with_source(self, source: InstanceSource | None) -> RefDataset:
         """The same samples with other instance masks. `rislib.data.with_instances` knows sources by name."""
-        return RefDataset(self.records, self._instances, self.name, self.folder, source)
+        return RefDataset(self.records, self._instances, self.name, self.folder, source, self.cache)
+
+    def with_cache(self, cache: Cache | None) -> RefDataset:
+        """The same samples, their pictures out of a cache. `rislib.data.cached` makes one."""
+        return RefDataset(self.records, self._instances, self.name, self.folder, self.source, cache)
 
     def _with_records(self, records: Sequence[Record]) -> RefDataset:
-        return RefDataset(records, self._instances, self.name, self.folder, self.source)
+        return RefDataset(records, self._instances, self.name, self.folder, self.source, self.cache)
 
     def _grouped(self, key: Callable[[Record], int]) -> list[list[int]]:
         groups: dict[int, list[int]] = {}

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 from rislib.data.batches import make_batch
+from rislib.data.cache import settings_of
 from rislib.nouns import Batch, Method
 from rislib.training.recipe import Recipe
 
@@ -43,7 +44,8 @@ class Batches:
     Each process makes its share of them.
 
     Raises:
-        ValueError: the processes cannot share a batch equally, or cut their share into such micro-batches.
+        ValueError: the processes cannot share a batch equally, or cut their share into such micro-batches; or
+            the samples' pictures are cached for another preprocessing.
     """
 
     def __init__(
@@ -60,6 +62,9 @@ class Batches:
         self.samples, self.references = samples, samples.by_reference()
         self.pictures = samples.by_image() if recipe.by_picture else None
         self.preprocessing, self.tokenize = method.preprocessing, method.tokenize
+        cache = getattr(samples, "cache", None)
+        if cache is not None and cache.settings != settings_of(self.preprocessing):
+            raise ValueError(f"{cache.folder} holds pictures for another network: its preprocessing differs")
         self.seed, self.rank = seed, rank
         self.batch_size, self.share = recipe.batch_size, recipe.batch_size // processes
         if self.batch_size % processes:

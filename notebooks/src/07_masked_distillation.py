@@ -851,8 +851,15 @@ if followed:
     axes.axhline(followed["chance"], color=viz.FAINT, linestyle=":", linewidth=1.5)
     axes.set_ylim(0, 100)
     show(figure, alt=f"{percents[0]:.0f} percent at first, {percents[-1]:.0f} in the end.")
+    print(f"First {percents[0]:.0f} %, at the lowest {min(percents):.0f} %, in the end {percents[-1]:.0f} %.")
 
 # %% [markdown]
+# **Think!** Whoever expected a curve that rises sees another one. Who taught the network to find things?
+#
+# *Its pretraining, and nobody afterwards. No loss asks for the cosine between sentence and patch: it only
+# decides what is hidden. The first steps shake the ViT, and what returns is what was there before. So the
+# choice is as good as CLIP, not as good as the training.*
+#
 # ## 6 · Why the gradient is stopped
 #
 # Let go of the stop for a moment. BCE then has two ways of becoming small: the student comes to the teacher,

@@ -856,9 +856,9 @@ if followed:
 # %% [markdown]
 # **Think!** Whoever expected a curve that rises sees another one. Who taught the network to find things?
 #
-# *Its pretraining, and nobody afterwards. No loss asks for the cosine between sentence and patch: it only
-# decides what is hidden. The first steps shake the ViT, and what returns is what was there before. So the
-# choice is as good as CLIP, not as good as the training.*
+# *Its pretraining. In training the cosine between sentence and patch decides what is hidden, and in the mini
+# world the neck hears it among many other things; but no loss asks that it be large on the thing. The first
+# steps shake the ViT, and afterwards it comes back to where it was, and no further.*
 #
 # ## 6 · Why the gradient is stopped
 #

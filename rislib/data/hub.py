@@ -29,8 +29,6 @@ columns (`segmentation: sequence of float32`). Nothing in them says which row co
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError, locating
+from rislib.data.folders import new_folder
 from rislib.data.index import take
 from rislib.data.refcoco import load_refcoco
 
@@ -106,16 +105,10 @@ def import_stream(name: str, splits: Sequence[str], out: str | Path, *, progress
         OSError, ValueError: the hub cannot be reached, has no such dataset, or that no such split.
     """
     out = Path(out).resolve()
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; choose another folder or delete it")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    index, pictures = partial / out.name, partial / "images" / out.name
     images: dict[Any, Any] = {}
     annotations: dict[Any, Any] = {}
     references: list[dict[str, Any]] = []
-    try:
-        index.mkdir(parents=True)
-        pictures.mkdir(parents=True)
+    with new_folder(out, out.name) as (index, pictures):
         for split in splits:
             for position, row in enumerate(tqdm(_stream(name, split), split, disable=not progress)):
                 with locating(f"{name} {split}", f"row {position}"):
@@ -123,12 +116,7 @@ def import_stream(name: str, splits: Sequence[str], out: str | Path, *, progress
         instances = _instances(images, annotations)
         (index / "instances.json").write_text(json.dumps(instances))
         (index / "refs(hub).json").write_text(json.dumps(references))
-        load_refcoco(partial, out.name, "hub", None)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        load_refcoco(index.parent, out.name, "hub", None)
     return out
 
 

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError, Fault, locating, raise_fault
 from rislib.data.expressions import Box, Row, own_table, read_table
+from rislib.data.folders import new_folder
 from rislib.data.masks import box_of_mask, decode_segmentation, encode_mask
 from rislib.data.pictures import open_picture
 
@@ -85,22 +85,11 @@ def import_own(
         FileExistsError: `out` is there, and not empty.
     """
     out = Path(out).resolve()
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; choose another folder or delete it")
-    rows = read_table(folder)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    index, pictures = partial / out.name, partial / "images" / out.name
-    try:
-        index.mkdir(parents=True)
-        pictures.mkdir(parents=True)
+    with new_folder(out, out.name) as (index, pictures):
+        rows = read_table(folder)
         instances, references = _write_pictures(Path(folder), rows, pictures, size, progress)
         (index / "instances.json").write_text(json.dumps(instances))
         (index / f"refs({SPLIT_BY}).json").write_text(json.dumps(references))
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

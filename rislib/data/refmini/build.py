@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from rislib.data.folders import new_folder
 from rislib.data.masks import encode_mask
 from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini.forms import Form
@@ -72,15 +72,8 @@ def build_refmini(
     out = Path(out)
     if flavour not in FLAVOURS:
         raise ValueError(f"unknown flavour {flavour!r}: one of {', '.join(FLAVOURS)}")
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; choose another folder or delete it")
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    folder, pictures = partial / flavour, partial / "images" / flavour
-    folder.mkdir(parents=True)
-    pictures.mkdir(parents=True)
-
     writer = _Records()
-    try:
+    with new_folder(out, flavour) as (folder, pictures):
         for split in SPLITS:
             wanted = train if split == "train" else val
             with tqdm(total=wanted, desc=f"drawing {flavour} {split}", disable=not progress) as bar:
@@ -90,11 +83,6 @@ def build_refmini(
                     bar.update(len(picture.references))
         (folder / "instances.json").write_text(json.dumps(writer.instances()))
         (folder / f"refs({SPLIT_BY}).json").write_text(json.dumps(writer.references))
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)  # all at once: a world is complete or not there
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -64,6 +64,18 @@ STUDIES = {
         },
         closely=True,
     ),
+    "plateau": Study(
+        "Four times as long",
+        96_000,
+        {
+            "cris": Variant("cris"),
+            "lavt": Variant("lavt"),
+            "mail per mask": Variant("mail", PER_MASK, instances="proposals"),
+            "cm_masksd plain": Variant("cm_masksd", PLAIN),
+            "magnet": Variant("magnet", samples=44_000),  # as far above its five minutes as the others
+        },
+        seeds=1,
+    ),
     "equal_samples": Study(
         "Five methods, 5,000 samples each", 5000, FIVE, data=("refmini", "refmini+", "refminig")
     ),
@@ -117,6 +129,12 @@ STUDIES = {
             "plain N1": Variant("cm_masksd", {**PLAIN, "neck": "N1"}, "plain"),
             "plain N2": Variant("cm_masksd", {**PLAIN, "neck": "N2", "wiring": "V2"}, "plain"),
         },
+    ),
+    "masksd_longer": Study(
+        "CM-MaskSD's distillation, five times as long",
+        24_000,
+        {"plain": Variant("cm_masksd", PLAIN), "both": Variant("cm_masksd", {}, "plain")},
+        seeds=1,
     ),
     "masksd_grid": Study(
         "CM-MaskSD: K and alpha, LMVSD alone",

@@ -134,6 +134,20 @@ def test_figures_are_drawn_from_records(records: Path):
     assert drawn == {"differences", "five_minutes", "curves", "errors"}
 
 
+def test_what_more_samples_buy_comes_from_all_studies(records: Path):
+    few, many = fake_run("cris", 0, 0.5), fake_run("cris", 0, 0.9)
+    same = {"options": {}, "instances": "none", "share": 1.0}
+    other = {**few, **same, "options": {"decoder_layers": 0}, "variant": "no_decoder", "samples": 6000}
+    ablation = [{**few, **same, "variant": "full", "samples": 6000}, other]
+    (records / "cris_ablation.json").write_text(json.dumps({"runs": ablation}))
+    assert len(cells(table("budgets", records))) == 2  # nothing was trained for long
+    (records / "plateau.json").write_text(json.dumps({"runs": [{**many, **same, "samples": 96000}]}))
+    _, _, row = cells(table("budgets", records))
+    assert row[:2] == ["CRIS", f"6,000: {few['oIoU']:.1f}, 96,000: {many['oIoU']:.1f}"]
+    assert row[3] == f"{many['mIoU']:.1f}"
+    assert "budgets" in {file.stem for file in draw_report(records)}
+
+
 def test_every_claim_names_variants_that_exist():
     for claim in CLAIMS:
         study = STUDIES[claim.study]

@@ -11,7 +11,7 @@ import numpy as np
 from rislib import viz
 from rislib.evaluation import ERRORS, mean_interval
 from rislib.study.claims import CLAIMS, differences
-from rislib.study.report import NAMES, by_method, dissected, error_shares, read_runs
+from rislib.study.report import LABELS, NAMES, by_budget, by_method, dissected, error_shares, read_runs
 
 COLOURS = {
     "cris": viz.PREDICTION,
@@ -54,6 +54,23 @@ def curves(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
         samples, loss = runs[0]["curve"]["samples"], runs[0]["curve"]["loss"]
         axes.plot(samples, np.divide(loss, loss[0]), color=COLOURS[method], linewidth=2, label=NAMES[method])
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+    return figure
+
+
+def budgets(variants: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> viz.Drawing:
+    """oIoU against samples: dots are seeds, lines join means."""
+    figure, axes = viz.chart("What more samples buy", "samples", "oIoU on RefMini val", height=3.2)
+    for variant, found in variants.items():
+        method = next(run["method"] for runs in found.values() for run in runs)
+        means = [np.mean([run["oIoU"] for run in runs]) for runs in found.values()]
+        axes.plot(list(found), means, color=COLOURS[method], linewidth=2, label=LABELS[variant])
+        dots = [(samples, run["oIoU"]) for samples, runs in found.items() for run in runs]
+        axes.plot(*zip(*dots, strict=True), "o", color=COLOURS[method], markersize=4)
+    axes.set_xscale("log")
+    ticks = [5_000, 10_000, 25_000, 50_000, 100_000]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
     return figure
 
@@ -106,6 +123,8 @@ def draw_report(results: Path | str = "results") -> list[Path]:
     if methods:
         drawn |= {"five_minutes": five_minutes(methods), "curves": curves(methods)}
         drawn["errors"] = errors(dissected(Path(results)))
+    if variants := by_budget(Path(results)):
+        drawn["budgets"] = budgets(variants)
     folder = Path(results) / "figures"
     folder.mkdir(exist_ok=True)
     for name, figure in drawn.items():

@@ -21,6 +21,7 @@ from rislib.study.plan import FIVE, STUDIES
 
 NAMES = {"cris": "CRIS", "lavt": "LAVT", "magnet": "MagNet", "cm_masksd": "CM-MaskSD", "mail": "MaIL"}
 ALSO = {"cm_masksd plain": "CM-MaskSD, main branch alone", "mail per mask": "MaIL, a token per mask"}
+LABELS = NAMES | ALSO
 NONE = "–"
 
 Run = Mapping[str, Any]
@@ -59,13 +60,12 @@ def table(name: str, results: Path | str = "results") -> str:
 
 def five_minutes(results: Path) -> str:
     """All of that study, the best first: means over seeds, intervals over pictures."""
-    names = NAMES | ALSO
     rows = []
-    for method, runs in by_method(results, names).items():
+    for method, runs in by_method(results, LABELS).items():
         low, high = mean_interval([run["by_picture"] for run in runs])
         rows.append(
             [
-                names[method],
+                LABELS[method],
                 f"{runs[0]['samples_seen']:,}",
                 f"**{_mean(runs, 'oIoU'):.1f}**",
                 f"{low:.1f} to {high:.1f}",
@@ -175,6 +175,19 @@ def equal_samples(results: Path) -> str:
     return _markdown(["", *study.data], rows)
 
 
+def budgets(results: Path) -> str:
+    """What more samples buy, by method: samples and oIoU, means over seeds; the rest of the longest."""
+    rows = []
+    for variant, found in by_budget(results).items():
+        *_, longest = found.values()
+        low, high = mean_interval([run["by_picture"] for run in longest])
+        steps = ", ".join(f"{samples:,}: {_mean(runs, 'oIoU'):.1f}" for samples, runs in found.items())
+        metrics = (f"{_mean(longest, metric):.1f}" for metric in ("mIoU", "P@0.5", "P@0.9"))
+        rows.append([LABELS[variant], steps, f"{low:.1f} to {high:.1f}", *metrics])
+    head = "|samples: oIoU|95 % of the last, pictures|mIoU|P@0.5|P@0.9"
+    return _markdown(head.split("|"), rows)
+
+
 def ablation(name: str, results: Path) -> str:
     """Every variant of a study, and how far it is ahead of the one that it is compared with."""
     runs, study = read_runs(results, name), STUDIES[name]
@@ -245,6 +258,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "errors": errors,
     "edits": edits,
     "protocols": protocols,
+    "budgets": budgets,
     "equal_samples": equal_samples,
     "masksd_grid": grid,
     "claims": claims,
@@ -279,6 +293,23 @@ def by_method(results: Path, variants: Iterable[str] = FIVE) -> dict[str, list[d
     found = {method: _sorted([run for run in runs if run["variant"] == method]) for method in variants}
     found = {method: some for method, some in found.items() if some}
     return dict(sorted(found.items(), key=lambda item: -_mean(item[1], "oIoU")))
+
+
+def by_budget(results: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """Runs of the networks of "plateau", whatever study they come from, by the samples that they saw.
+
+    Only of networks that "plateau" has trained; the fewest samples first.
+    """
+    runs = [run for study in STUDIES for run in read_runs(results, study) if run["data"] == "refmini"]
+    whole = [run for run in runs if "taken_from" not in run and run.get("share") == 1]
+    found: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for variant, one in STUDIES["plateau"].variants.items():
+        same = {"method": one.method, "options": dict(one.options), "instances": one.instances}
+        ours = [run for run in whole if same.items() <= run.items()]
+        if any(run["variant"] == variant for run in read_runs(results, "plateau")):
+            counts = sorted({run["samples"] for run in ours})
+            found[variant] = {n: [run for run in ours if run["samples"] == n] for n in counts}
+    return found
 
 
 def dissected(results: Path) -> dict[str, list[dict[str, Any]]]:

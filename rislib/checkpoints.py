@@ -3,8 +3,8 @@
 Every entry of a state dict is either used or refused: a checkpoint that fits by half never loads in silence.
 
     network = load_published_file("lavt", "refcoco.pth", vocab_file="vocab.txt")
-    network.save_pretrained("lavt_refcoco")
-    network = LAVT.from_pretrained("lavt_refcoco")
+    save_pretrained(network, "lavt_refcoco")
+    network = load_pretrained("lavt_refcoco")
 """
 
 from __future__ import annotations

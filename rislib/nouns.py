@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -159,19 +158,6 @@ class Method(nn.Module, ABC):
         """The state dict without what `strip` removes."""
         state = self.state_dict()
         return {key: value for key, value in state.items() if key.split(".")[0] not in self.training_only}
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the network as the Hugging Face hub keeps it: `rislib.checkpoints.save_pretrained`."""
-        from rislib.checkpoints import save_pretrained  # a floor above, hence not at the top
-
-        save_pretrained(self, folder)
-
-    @classmethod
-    def from_pretrained(cls, folder_or_repo: str | Path, **hub) -> Self:
-        """A network of this class, from a folder or the hub: `rislib.checkpoints.load_pretrained`."""
-        from rislib.checkpoints import load_pretrained  # a floor above, hence not at the top
-
-        return load_pretrained(folder_or_repo, cls, **hub)
 
 
 def named_size(builder: Callable[..., Method]) -> Callable[..., Method]:

@@ -15,19 +15,14 @@ from parity import SENTENCES, mini_batch, parameters_of, randomise, relative_err
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rislib.checkpoints import load_pretrained, save_pretrained
 from rislib.encoders.clip import clip_rn_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods import part_options
-from rislib.methods.cm_masksd import (
-    CMMaskSD,
-    LevelNeck,
-    Masking,
-    cm_masksd_b16,
-    cm_masksd_mini,
-    divergence,
-    no_running_statistics,
-)
-from rislib.nouns import Batch, Method
+from rislib.methods.cm_masksd import CMMaskSD, LevelNeck, cm_masksd_b16, cm_masksd_mini, divergence
+from rislib.methods.layers import no_running_statistics
+from rislib.methods.masking import Masking
+from rislib.nouns import Batch
 from rislib.training.order import seed_step
 
 PLAIN = {"lmvsd": 0.0, "vmlsd": 0.0}
@@ -383,8 +378,8 @@ def test_no_branch_in_use_and_none_in_what_is_kept(make, options: dict, tmp_path
     expected = model(batch.image, batch.tokens, batch.token_mask)
     assert not ran and torch.equal(torch.get_rng_state(), state)
 
-    model.save_pretrained(tmp_path)
-    again = Method.from_pretrained(tmp_path)
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path)
     plain = make(**options, **PLAIN).eval()
     plain.load_state_dict(model.inference_state())
     assert again.state_dict().keys() == model.inference_state().keys()

@@ -21,17 +21,8 @@ from rislib.data import make_batch
 from rislib.data.batches import instances_to_tensor
 from rislib.evaluation import CRIS_2022, evaluate
 from rislib.methods import cris_mini, part_options
-from rislib.methods.mail import (
-    Encoded,
-    MaIL,
-    MaskSelection,
-    cell_coordinates,
-    fitting,
-    mail_b32,
-    mail_mini,
-    selected,
-    spoil,
-)
+from rislib.methods.instances import MaskSelection, fitting, selected, spoil
+from rislib.methods.mail import Encoded, MaIL, cell_coordinates, mail_b32, mail_mini
 from rislib.nouns import Batch, Sample
 from rislib.predict import Predictor
 from rislib.training.order import seed_step

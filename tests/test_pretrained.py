@@ -1,4 +1,4 @@
-"""save_pretrained and from_pretrained: there and back bit for bit, from a folder and from a hub."""
+"""save_pretrained and load_pretrained: there and back bit for bit, from a folder and from a hub."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rislib.checkpoints import CheckpointError, load_pretrained
+from rislib.checkpoints import CheckpointError, load_pretrained, save_pretrained
 from rislib.encoders import shipped_file
 from rislib.methods import BUILDERS, CRIS, LAVT, build, cris_mini, lavt_mini
-from rislib.nouns import Method
 
 MINIS = [method for method, preset in BUILDERS if preset == "mini"]
 EXPRESSIONS = ["the red cup", "the woman left of the dog"]
@@ -30,7 +29,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small CRIS."""
     folder = tmp_path_factory.mktemp("kept") / "cris"
     torch.manual_seed(0)
-    cris_mini(pretrained=False, size=64).save_pretrained(folder)
+    save_pretrained(cris_mini(pretrained=False, size=64), folder)
     return folder
 
 
@@ -57,13 +56,13 @@ def test_there_and_back_bit_for_bit(name: str, tmp_path: Path) -> None:
         if "running" in key:
             tensor.add_(torch.rand_like(tensor))  # as after a training
     network = network.to(memory_format=torch.channels_last).eval()
-    network.save_pretrained(tmp_path / name)
+    save_pretrained(network, tmp_path / name)
     assert json.loads((tmp_path / name / "config.json").read_text()) == {
         "method": name,
         "preset": "mini",
         "options": {"size": 64, "vocabulary": "vocabulary.txt"},
     }
-    again = Method.from_pretrained(tmp_path / name)
+    again = load_pretrained(tmp_path / name)
     assert type(again) is type(network) and not again.training
     assert again.preprocessing == network.preprocessing and again.preprocessing.size == 64
     before, after = network.inference_state(), again.state_dict()
@@ -90,7 +89,7 @@ def test_where_the_weights_began_is_forgotten() -> None:
 
 def test_kept_again_where_it_came_from(copy: Path) -> None:
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
-    CRIS.from_pretrained(copy).save_pretrained(copy)
+    save_pretrained(load_pretrained(copy), copy)
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
     assert sorted(before) == ["config.json", "model.safetensors", "vocabulary.txt"]
     assert before["vocabulary.txt"] == shipped_file("vocab/refmini.txt").read_bytes()
@@ -100,10 +99,10 @@ def test_a_vocabulary_of_ones_own_travels(tmp_path: Path) -> None:
     mine = tmp_path / "mine.txt"
     mine.write_text("cup</w>\nred</w>\nthe</w>\n")
     network = lavt_mini(pretrained=False, vocabulary=mine)
-    network.save_pretrained(tmp_path / "here")
+    save_pretrained(network, tmp_path / "here")
     mine.unlink()
     moved = (tmp_path / "here").rename(tmp_path / "there")
-    again = LAVT.from_pretrained(moved)
+    again = load_pretrained(moved)
     assert again.tokenize(["the red cup"])[0].tolist() == [[5, 4, 3, 2, 6]]
     assert again.tokenizer.vocab_size == network.tokenizer.vocab_size == 7
 
@@ -111,7 +110,7 @@ def test_a_vocabulary_of_ones_own_travels(tmp_path: Path) -> None:
 def test_no_file_outside_the_folder_is_named(copy: Path) -> None:
     (copy.parent / "vocabulary.txt").write_text("cup</w>\n")
     rewrite(copy, options={"size": 64, "vocabulary": "../vocabulary.txt"})
-    assert CRIS.from_pretrained(copy).tokenizer.vocab_size > 100  # the folder's own
+    assert load_pretrained(copy).tokenizer.vocab_size > 100  # the folder's own
 
 
 def test_no_weights_are_fetched_to_be_overwritten(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +130,9 @@ def test_no_weights_are_fetched_to_be_overwritten(copy: Path, monkeypatch: pytes
 
 
 def test_another_class_is_refused(kept: Path) -> None:
-    assert type(CRIS.from_pretrained(kept)) is CRIS
+    assert type(load_pretrained(kept, CRIS)) is CRIS
     with pytest.raises(TypeError, match="cris holds a CRIS, not a LAVT"):
-        LAVT.from_pretrained(kept)
+        load_pretrained(kept, LAVT)
 
 
 def test_unknown_builders_are_refused_by_name(copy: Path) -> None:
@@ -165,7 +164,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(copy: Path) -> None:
     weights["projector.sentence.bias"] = weights["projector.sentence.bias"][:-1].clone()
     save_file(weights, copy / "model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        CRIS.from_pretrained(copy)
+        load_pretrained(copy)
     lines = str(error.value).splitlines()[1:]
     assert sorted(line.strip().split(" is ")[0] for line in lines) == [
         "misshapen: projector.sentence.bias",
@@ -194,10 +193,10 @@ def test_what_cannot_be_built_again_is_not_written(tmp_path: Path) -> None:
     mini = cris_mini(pretrained=False)
     by_hand = CRIS(mini.clip, mini.tokenizer, size=96)
     with pytest.raises(ValueError, match="this CRIS was put together by hand"):
-        by_hand.save_pretrained(tmp_path / "out")
+        save_pretrained(by_hand, tmp_path / "out")
     mini.built_by[1]["norm"] = torch.nn.LayerNorm
     with pytest.raises(TypeError, match="not JSON serializable"):
-        mini.save_pretrained(tmp_path / "out")
+        save_pretrained(mini, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -267,14 +266,14 @@ def hub(kept: Path) -> Iterator[Hub]:
 
 FETCH = """
 import sys
+from rislib.checkpoints import load_pretrained, save_pretrained
 from rislib.methods import CRIS
-from rislib.nouns import Method
 
 where = {"revision": "v1", "token": "hf_mine", "cache_dir": sys.argv[1]}
-CRIS.from_pretrained("someone/small", **where).save_pretrained(sys.argv[2])
-Method.from_pretrained("someone/small", local_files_only=True, **where)  # kept in the cache
+save_pretrained(load_pretrained("someone/small", CRIS, **where), sys.argv[2])
+load_pretrained("someone/small", local_files_only=True, **where)  # kept in the cache
 try:
-    Method.from_pretrained("someone/else", **where)
+    load_pretrained("someone/else", **where)
 except FileNotFoundError as error:
     print(error)
 """

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +32,6 @@ from tqdm.auto import tqdm
 
 from rislib.data.errors import DataError
 from rislib.data.index import Picture
-from rislib.data.refcoco import RefDataset
 from rislib.data.transforms import Letterbox, geometry_for
 from rislib.nouns import Preprocessing
 
@@ -76,32 +75,31 @@ class Cache:
         return [entry.name for i, entry in enumerate(entries) if crc32(self.pixels(i)) != entry.pixels]
 
 
-def cached(
-    samples: RefDataset, preprocessing: Preprocessing, folder: str | Path, *, progress: bool = False
-) -> RefDataset:
-    """The same samples with their pictures out of `folder`, of size x size; what it lacks is put there first.
+def keep(
+    pictures: Iterable[Picture], preprocessing: Preprocessing, folder: str | Path, *, progress: bool = False
+) -> Cache:
+    """What `folder` keeps; those of the pictures that it lacks are put there first.
 
-    Masks keep the pictures' own size: these samples are for `fit`. If this is stopped, the same call goes on
-    where it was. The dataset's pictures may be gone by then; those that are there must still be the same.
+    If this is stopped, the same call goes on where it was. The pictures' files may be gone by then; those
+    that are there must still be the same.
 
     Raises:
         DataError: `folder` is of another preprocessing or damaged, a picture has changed since or cannot be
             read, or there is no room on the disk. The message says what to do.
     """
     folder, settings = Path(folder), settings_of(preprocessing)
-    shown = (samples.pictures[record.image_id] for record in samples.records)
-    pictures = {picture.name: picture for picture in shown}
+    named = {picture.name: picture for picture in pictures}
     cache = read_cache(folder, settings)
-    if pictures.keys() - cache.places.keys():
+    if named.keys() - cache.places.keys():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             cache = read_cache(folder, settings)  # another process may have been at work meanwhile
-            missing = [picture for name, picture in pictures.items() if name not in cache.places]
+            missing = [picture for name, picture in named.items() if name not in cache.places]
             _add(cache, missing, preprocessing, progress)
         cache = read_cache(folder, settings)
-    for name, picture in pictures.items():
+    for name, picture in named.items():
         _check_source(picture, cache.entries[cache.places[name]], folder)
-    return samples.with_cache(cache)
+    return cache
 
 
 def settings_of(preprocessing: Preprocessing) -> dict[str, Any]:

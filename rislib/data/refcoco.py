@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, overload
+from typing import ClassVar, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
+from rislib.data.cache import Cache, keep
 from rislib.data.errors import DataError
 from rislib.data.index import (
     Instances,
@@ -27,10 +28,7 @@ from rislib.data.index import (
     read_instances,
     read_references,
 )
-from rislib.nouns import Sample
-
-if TYPE_CHECKING:
-    from rislib.data.cache import Cache
+from rislib.nouns import Preprocessing, Sample
 
 
 class InstanceSource(Protocol):
@@ -151,7 +149,7 @@ class RefDataset(Sequence[Sample]):
         return RefDataset(self.records, self._instances, self.name, self.folder, source, self.cache)
 
     def with_cache(self, cache: Cache | None) -> RefDataset:
-        """The same samples, their pictures out of a cache. `rislib.data.cached` makes one."""
+        """The same samples, their pictures out of a cache. `cached` makes one."""
         return RefDataset(self.records, self._instances, self.name, self.folder, self.source, cache)
 
     def _with_records(self, records: Sequence[Record]) -> RefDataset:
@@ -188,6 +186,17 @@ def load_refcoco(root: str | Path, dataset: str, split_by: str, split: str | Non
         name = f"{name} {split}"
     targets = objects.only({record.ann_id for record in records})
     return RefDataset(records, targets, name, Path(root) / dataset)
+
+
+def cached(
+    samples: RefDataset, preprocessing: Preprocessing, folder: str | Path, *, progress: bool = False
+) -> RefDataset:
+    """The same samples with their pictures out of `folder`, of size x size; what it lacks is put there first.
+
+    Masks keep the pictures' own size: these samples are for `fit`. Raises DataError as `keep` does.
+    """
+    shown = (samples.pictures[record.image_id] for record in samples.records)
+    return samples.with_cache(keep(shown, preprocessing, folder, progress=progress))
 
 
 def annotations_of(instances: Instances, image_ids: Iterable[int]) -> Annotations:

@@ -17,7 +17,7 @@ In the order of the code, with patches P, words T, and E_v, E_t CLIP's towers:
     M_w = Head(Decoder(V, Linear(N(E_t(T'), Linear(v)))))              wiring "V1", or
     M_w = Head(Decoder(N(V, w'), W')),  W', w' = E_t(T')               wiring "V2"
 
-    Mask(X; c) = X, with a share alpha of the K tokens of largest c, drawn by lot, replaced by one embedding
+    Mask(X; c) = X, but for one embedding in place of alpha of the K tokens of largest c        see masking.py
     loss = BCE(M, mask) + D(M_p, sg(M)) + D(M_w, sg(M)),  D(a, b) = BCE(a, sigmoid(b))
 
 Head: twice the size, convolution 3x3, BN, ReLU; again; convolution 1x1. BN learns what pictures are like from
@@ -50,8 +50,7 @@ what stands in for masked tokens, the training recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -65,7 +64,8 @@ from rislib.encoders import shipped_file
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods import cris
 from rislib.methods.grounding import MaskGrounding, read_and_ground
-from rislib.methods.layers import Decoder, conv_block, dice_loss, upsample
+from rislib.methods.layers import Decoder, dice_loss, expect_one_of, mask_head, no_running_statistics
+from rislib.methods.masking import Masking
 from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
 
 
@@ -148,14 +148,10 @@ class CMMaskSD(Method):
         super().__init__()
         if clip.stage_widths:
             raise ValueError("CM-MaskSD masks patches: its CLIP needs a ViT as image tower, not a ResNet")
-        for name, choices in (
-            (neck, ("N1", "N1+", "N2")),
-            (wiring, ("V1", "V2")),
-            (replacement, ("learned", "zero")),
-            (divergence, ("bce", "mse")),
-        ):
-            if name not in choices:
-                raise ValueError(f"one of {', '.join(choices)} was expected, not {name!r}")
+        expect_one_of(neck, "N1", "N1+", "N2")
+        expect_one_of(wiring, "V1", "V2")
+        expect_one_of(replacement, "learned", "zero")
+        expect_one_of(divergence, "bce", "mse")
         if (neck, wiring) == ("N2", "V1"):
             raise ValueError("wiring V1 sends words through the neck, but N2 fuses maps: use V2 with it")
         width, text_width, patch_width = clip.embed_dim, clip.text_width, clip.patch_width
@@ -172,7 +168,7 @@ class CMMaskSD(Method):
         else:
             self.neck = Neck(width, patch_width if neck == "N1+" else None)
         self.decoder = Decoder(width, text_width, decoder_layers, decoder_heads, decoder_ffn, dropout)
-        self.head = mask_head(width, head_widths, head_kernel)
+        self.head = mask_head(width, head_widths, head_kernel, upsample_first=True)
         self.grounding = self.lmvsd = self.vmlsd = self.coordination = None
         how = {"guided": guided, "learned": replacement == "learned"}
         if lmvsd:
@@ -293,51 +289,6 @@ def rate_patches(picture: PictureFeatures, reading: Reading) -> tuple[Tensor, Te
     return score, torch.ones_like(score, dtype=torch.bool)
 
 
-SLACK = 1e-4  # 10 % of 30 are 3, also in floating point
-
-
-class Masking(nn.Module):
-    """Chooses tokens and puts one embedding in their place.
-
-    Args:
-        width: of the tokens.
-        top: K, as a share of those that may be chosen.
-        share: alpha, of K.
-        guided: False chooses as many, whatever their score.
-        learned: False puts zeros in their place.
-    """
-
-    def __init__(self, width: int, top: float, share: float, *, guided: bool, learned: bool) -> None:
-        super().__init__()
-        self.top, self.share, self.guided = top, share, guided
-        self.embedding = nn.Parameter(0.02 * torch.randn(width)) if learned else None
-
-    @torch.no_grad()
-    def choose(self, score: Tensor, eligible: Tensor) -> Tensor:
-        """score (B, N), eligible (B, N) bool -> (B, N) bool: alpha, by lot, of the K that score highest."""
-        candidates = self.best(score if self.guided else torch.rand_like(score), eligible)
-        k = candidates.sum(dim=1)  # (B,)
-        count = (self.share * k + SLACK).floor().clamp(min=1).minimum(k)
-        lot = torch.rand(score.shape, device=score.device)
-        return ranks(lot, candidates) < count[:, None]
-
-    def best(self, score: Tensor, eligible: Tensor) -> Tensor:
-        """The K that score highest: (B, N) bool."""
-        k = (self.top * eligible.sum(dim=1) - SLACK).ceil()  # (B,)
-        return ranks(-score.float(), eligible) < k[:, None]
-
-    def forward(self, tokens: Tensor, chosen: Tensor) -> Tensor:
-        """tokens (B, N, width), chosen (B, N) bool -> the same tokens, others where they are chosen."""
-        if self.embedding is None:
-            return tokens.masked_fill(chosen[:, :, None], 0)
-        return torch.where(chosen[:, :, None], self.embedding.to(tokens.dtype), tokens)
-
-
-def ranks(values: Tensor, among: Tensor) -> Tensor:
-    """0 for the smallest of a row, 1 for the next, ...: values (B, N), among (B, N) bool, the others last."""
-    return values.masked_fill(~among, torch.inf).argsort(dim=1).argsort(dim=1)
-
-
 def divergence(student: Tensor, teacher: Tensor, kind: Literal["bce", "mse"] = "bce") -> Tensor:
     """How far the student is from the teacher: logits (B, 1, h, w) of both -> (B,), means over pixels."""
     target = teacher.sigmoid()
@@ -346,19 +297,6 @@ def divergence(student: Tensor, teacher: Tensor, kind: Literal["bce", "mse"] = "
     else:
         each = (student.sigmoid() - target).square()
     return each.mean(dim=(1, 2, 3))
-
-
-@contextmanager
-def no_running_statistics(part: nn.Module) -> Iterator[None]:
-    """Batch norms within `part` normalise what they see as ever, but do not remember it."""
-    norms = [m for m in part.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm))]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 class Neck(nn.Module):
@@ -418,13 +356,6 @@ class LevelNeck(cris.Neck):
         early, late = picture.levels.unbind(dim=1)
         maps = cris.PictureFeatures(self.p3(early), self.p4(late), self.p5(picture.dense))
         return super().forward(maps, sentence)
-
-
-def mask_head(in_width: int, widths: Sequence[int], kernel: int) -> nn.Sequential:
-    """(B, in_width, h, w) -> logits (B, 1, s*h, s*w), with s = 2 for each of `widths`."""
-    pairs = zip((in_width, *widths), widths, strict=False)
-    doublings = [layer for pair in pairs for layer in (upsample(), conv_block(*pair, 3))]
-    return nn.Sequential(*doublings, nn.Conv2d(widths[-1], 1, kernel, padding=kernel // 2))
 
 
 # --- named sizes ------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +23,21 @@ def conv_block(in_width: int, out_width: int, kernel: int) -> nn.Sequential:
 def upsample() -> nn.Upsample:
     """Twice the height and width, bilinear, pixels seen as areas."""
     return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def mask_head(in_width: int, widths: Sequence[int], kernel: int, *, upsample_first: bool) -> nn.Sequential:
+    """(B, in_width, h, w) -> logits (B, 1, s*h, s*w), with s = 2 for each of `widths`.
+
+    Args:
+        widths: channels of the blocks 3x3, each of which goes with a doubling of the map.
+        kernel: size of the last convolution.
+        upsample_first: each block comes after its doubling, not before.
+    """
+    layers = []
+    for before, after in pairwise((in_width, *widths)):
+        block, doubling = conv_block(before, after, 3), upsample()
+        layers += (doubling, block) if upsample_first else (block, doubling)
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, kernel, padding=kernel // 2))
 
 
 def coordinate_maps(x: Tensor) -> Tensor:
@@ -81,6 +100,19 @@ def instance_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
     x = x - (x * mask).sum(dim=1, keepdim=True) / count
     variance = (x.square() * mask).sum(dim=1, keepdim=True) / count
     return x * torch.rsqrt(variance + 1e-5)
+
+
+@contextmanager
+def no_running_statistics(part: nn.Module) -> Iterator[None]:
+    """Batch norms within `part` normalise what they see as ever, but do not remember it."""
+    norms = [m for m in part.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm))]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def language_gate(
@@ -244,3 +276,9 @@ class DecoderLayer(nn.Module):
         )
         x = x + self.dropout(self.cross_attention_norm(read))
         return x + self.dropout(self.ffn(self.norm3(x)))
+
+
+def expect_one_of(name: str | None, *choices: str | None) -> None:
+    """Raises ValueError, with the choices there are, for any other name."""
+    if name not in choices:
+        raise ValueError(f"one of {', '.join(map(str, choices))} was expected, not {name!r}")

@@ -10,23 +10,14 @@ everywhere, so that there is always one to choose:
     v_I = C[class, Patches(I)] + places,  v_M = C[class, Tokens(M)] + places,  v_L = Words(T) + places
     z_L, z_I, z_M = ViLT(v_L + t_L, v_I + t_I, v_M + t_M)            trimodal embedding (t: types), encoder
     F_I = z_I and F_i = z_M as maps: of the picture, of mask i       without the class tokens
-    m_i = M_i, averaged over each patch;  w_i = m_i / sum of m_i     adaptive mask selection (AMS)
-    s_i = cos(W_p sum(w_i F_i), W_q sum(w_i F_I)) / 0.07
-    a = softmax(s), of all masks that are not empty
-    F_M = sum over i of a_i m_i F_i
+    a = softmax of how well F_i and F_I agree inside each mask       adaptive mask selection (AMS)
+    F_M = sum over i of a_i m_i F_i                                  m_i: M_i, averaged over each patch
     logits = Conv(Up(Block( ... Up(Block(C[F_M, F_I, O])) ... )))    decoder; O: where each cell lies
              + k sum over i > 0 of a_i (2 M_i - 1)                   if asked for: "outlines", k is learned
     loss = mean over pixels of the binary cross entropy of logits and mask
 
 Block is a convolution 3x3, BN and ReLU; Up doubles the size. After the encoder nobody asks the words again.
-What Tokens(M) may be, and what F_i is then:
-
-    "A"    one stack of N channels, cut into patches: h*w tokens, and one map for all masks, F_i = F_1
-    "B"    a token for each mask, of all its m_i, placed where the mask is on average; F_i is that token
-    "C"    each mask cut into patches by itself: (N + 1) * h*w tokens, and a map for each mask
-
-In B and C, where M_0 is one of them, masks have no order, and nobody looks at tokens of an empty one. In A,
-where M_0 would be a bias, slots are channels: order counts, and empty slots are channels of zeros.
+What Tokens(M) may be, and how a is made: see instances.py.
 
 No code was ever released, and of the paper only figure, abstract and lists of results were at hand:
 
@@ -35,11 +26,9 @@ No code was ever released, and of the paper only figure, abstract and lists of r
               masks; C[F_M, F_I, O]; five Blocks with Up
     recalled  Mask R-CNN as the segmenter
     inferred  everything else. ViLT-B/32; 416 px, stretched; 20 tokens; N = 16, in the order of their scores;
-              A; class tokens; masks' positions and type begin as the picture's; all of AMS, and its other
-              forms: "hard", in use the best mask alone; "sigmoid", gates a_i, and for M_0 the product of all
-              1 - a_i; "mlp", of both sums in place of the cosine; None, always M_0, so that F_M is as it
-              is. O, CMPC's eight numbers, or without; channels 512, 256, 128, 64, 32; the loss; one more that
-              tells AMS which masks fit (IoU of 0.5 or more, M_0 if none), off
+              tokens "A"; class tokens; masks' positions and type begin as the picture's; all of AMS, and its
+              other forms; O, CMPC's eight numbers, or without; channels 512, 256, 128, 64, 32; the loss; one
+              more that tells AMS which masks fit (IoU of 0.5 or more, M_0 if none), off
     ours      in training, masks are dropped and moved a little: segmenters are better where they learned;
               B's and C's details. Off unless asked for: Dice, for trainings of minutes; outlines, as
               an a that is right draws the mask already, and a mask that is wanted teaches a
@@ -64,12 +53,10 @@ from torch.nn import functional as F
 from rislib.encoders import shipped_file
 from rislib.encoders.bert import WordPieceTokenizer
 from rislib.encoders.tokenizers import ClipTokenizer
-from rislib.encoders.vilt import MEAN, STD, ViltEncoder, resize_positions, vilt_b32, vilt_mini
-from rislib.methods.layers import conv_block, dice_loss, upsample
+from rislib.encoders.vilt import MEAN, STD, ViltEncoder, vilt_b32, vilt_mini
+from rislib.methods.instances import MaskLane, MaskSelection, fitting, selected, spoil
+from rislib.methods.layers import dice_loss, expect_one_of, mask_head
 from rislib.nouns import Batch, Method, Preprocessing, named_size
-
-MASK_TOKENS = ("A", "B", "C")
-SELECTIONS = ("soft", "hard", "sigmoid", "mlp", None)
 
 
 @dataclass(frozen=True)
@@ -102,8 +89,8 @@ class MaIL(Method):
         tokenizer: sentences -> tokens, as `vilt` was trained on them.
         size: side of the square input, pixels, a multiple of the patch's side.
         instances: N, so many masks of each picture are read, the first. 0: no mask lane, and no AMS.
-        mask_tokens: "A", "B" or "C" (see above).
-        selection: "soft", "hard", "sigmoid", "mlp", or None (see above).
+        mask_tokens: "A", "B" or "C" (see instances.py).
+        selection: "soft", "hard", "sigmoid", "mlp", or None (see instances.py).
         coordinates: False leaves O out.
         decoder_widths: channels of the decoder's blocks. Each of them doubles the map.
         decoder_kernel: size of its last convolution. With few channels, 1x1 finds its scale slowly.
@@ -143,9 +130,8 @@ class MaIL(Method):
         outlines: bool = False,
     ) -> None:
         super().__init__()
-        for name, choices in ((mask_tokens, MASK_TOKENS), (selection, SELECTIONS)):
-            if name not in choices:
-                raise ValueError(f"one of {', '.join(map(str, choices))} was expected, not {name!r}")
+        expect_one_of(mask_tokens, "A", "B", "C")
+        expect_one_of(selection, "soft", "hard", "sigmoid", "mlp", None)
         if (selection_loss or outlines) and not (instances and selection):
             raise ValueError("outlines, or a loss of the selection, need masks and a selection among them")
         self.preprocessing = Preprocessing(size=size, resize="stretch", mean=MEAN, std=STD)
@@ -157,7 +143,7 @@ class MaIL(Method):
         self.mask_lane = MaskLane(vilt, instances, mask_tokens) if instances else None
         self.selection = MaskSelection(vilt.width, selection) if instances else None
         stacked = vilt.width * (2 if instances else 1) + 8 * coordinates
-        self.decoder = mask_decoder(stacked, decoder_widths, decoder_kernel)
+        self.decoder = mask_head(stacked, decoder_widths, decoder_kernel, upsample_first=False)
         self.sharpness = nn.Parameter(torch.tensor([2.0])) if outlines else None  # k
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -240,112 +226,6 @@ class MaIL(Method):
         return self.vilt.parameters()
 
 
-class MaskLane(nn.Module):
-    """Masks become tokens.
-
-    Args:
-        vilt: whose positions and type the masks begin with.
-        instances: N, channels of "A".
-        mask_tokens: "A", "B" or "C".
-    """
-
-    def __init__(self, vilt: ViltEncoder, instances: int, mask_tokens: Literal["A", "B", "C"]) -> None:
-        super().__init__()
-        self.mask_tokens, self.instances = mask_tokens, instances
-        if mask_tokens == "B":
-            self.project = nn.Linear(len(vilt.positions) - 1, vilt.width)
-        else:
-            channels = instances if mask_tokens == "A" else 1
-            self.project = nn.Conv2d(channels, vilt.width, vilt.patch, stride=vilt.patch)
-        nn.init.trunc_normal_(self.project.weight, std=0.02)
-        nn.init.zeros_(self.project.bias)
-        self.class_token = nn.Parameter(vilt.class_token.detach().clone())
-        self.positions = nn.Parameter(vilt.positions.detach().clone())
-        self.type_embedding = nn.Parameter(vilt.types[1].detach().clone())
-
-    def forward(self, masks: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """masks (B, N + 1, H, W), m_i (B, N + 1, h, w), M_0 last -> tokens (B, M, C), seen (B, M) bool.
-
-        M is 1, the class token, and "A" h*w, "B" N + 1, "C" (N + 1) * h*w. `seen` is False at the tokens of
-        an empty mask, of which a stack has none.
-        """
-        places = resize_positions(self.positions, inside.shape[2:])
-        present = inside.flatten(2).any(dim=2)  # (B, N + 1)
-        if self.mask_tokens == "A":
-            stack = F.pad(masks[:, :-1], (0, 0, 0, 0, 0, self.instances + 1 - masks.shape[1]))
-            x = self.project(stack).flatten(2).transpose(1, 2) + places[1:]  # (B, h*w, C)
-            seen = torch.ones_like(x[:, :, 0], dtype=torch.bool)
-        elif self.mask_tokens == "B":
-            side = round(self.project.in_features**0.5)
-            shape = F.interpolate(inside, size=(side, side), mode="area").flatten(2)
-            x = self.project(shape) + shares(inside.flatten(2)) @ places[1:]  # (B, N + 1, C)
-            seen = present
-        else:
-            x = self.project(masks.flatten(0, 1)[:, None]).flatten(2).transpose(1, 2) + places[1:]
-            x = x.unflatten(0, masks.shape[:2]).flatten(1, 2)  # (B, (N + 1) * h*w, C)
-            seen = present.repeat_interleave(x.shape[1] // masks.shape[1], dim=1)
-        start = (self.class_token + places[0]).to(x.dtype).expand(len(x), 1, -1)
-        return torch.cat([start, x], dim=1) + self.type_embedding, F.pad(seen, (1, 0), value=True)
-
-    def maps(self, z: Tensor, grid: tuple[int, int]) -> Tensor:
-        """z_M, what the encoder made of the tokens (B, M, C) -> F_i, shaped as in `Encoded`."""
-        return z[:, 1:].unflatten(1, (-1, 1 if self.mask_tokens == "B" else grid[0] * grid[1]))
-
-
-class MaskSelection(nn.Module):
-    """AMS: how well each mask fits the sentence, which picture and masks have read.
-
-    Args:
-        width: of the tokens.
-        kind: "soft", "hard", "sigmoid", "mlp", or None.
-        hidden: width of what is compared, of the hidden layer in "mlp".
-    """
-
-    def __init__(self, width: int, kind: str | None, hidden: int = 256) -> None:
-        super().__init__()
-        self.kind = kind
-        if kind == "mlp":
-            self.score = nn.Sequential(nn.Linear(2 * width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        elif kind is not None:
-            self.of_masks, self.of_image = nn.Linear(width, hidden), nn.Linear(width, hidden)
-
-    def forward(self, image: Tensor, masks: Tensor, inside: Tensor) -> Tensor:
-        """F_I (B, h*w, C), F_i (B, 1 or N + 1, h*w or 1, C), m_i (B, N + 1, h*w) -> s (B, N + 1), float32.
-
-        Those of empty masks are -inf.
-        """
-        if self.kind is None:
-            none = inside.new_full(inside.shape[:2], -torch.inf, dtype=torch.float32)
-            return torch.cat([none[:, 1:], torch.zeros_like(none[:, :1])], dim=1)
-        w = shares(inside)
-        p = torch.einsum("bnk,bnkc->bnc", w, masks)
-        q = torch.einsum("bnk,bkc->bnc", w, image)
-        if self.kind == "mlp":
-            scores = self.score(torch.cat([p, q], dim=2))[:, :, 0].float()
-        else:
-            scores = F.cosine_similarity(self.of_masks(p).float(), self.of_image(q).float(), dim=2) / 0.07
-        return scores.masked_fill(~inside.any(dim=2), -torch.inf)
-
-    def weights(self, scores: Tensor) -> Tensor:
-        """s (B, N + 1) -> a (B, N + 1), 0 for empty masks; of no other mask, the null mask has all."""
-        if self.kind == "sigmoid":
-            gates = scores[:, :-1].sigmoid()
-            return torch.cat([gates, (1 - gates).prod(dim=1, keepdim=True)], dim=1)
-        if self.kind == "hard" and not self.training:
-            return F.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
-        return scores.softmax(dim=1)
-
-
-def selected(weights: Tensor, inside: Tensor, masks: Tensor) -> Tensor:
-    """F_M: a (B, N + 1), m_i (B, N + 1, h*w), F_i (B, 1 or N + 1, h*w or 1, C) -> (B, h*w, C)."""
-    return torch.einsum("bnk,bnkc->bkc", weights[:, :, None] * inside, masks)
-
-
-def shares(inside: Tensor) -> Tensor:
-    """m_i (..., h*w) -> w_i (..., h*w), which sum to 1; all 0 for empty masks."""
-    return inside / inside.sum(dim=-1, keepdim=True).clamp(min=1e-6)
-
-
 def cell_coordinates(h: int, w: int) -> Tensor:
     """O: where the cells of an h x w map lie, row by row (h*w, 8), as CMPC says it.
 
@@ -356,45 +236,6 @@ def cell_coordinates(h: int, w: int) -> Tensor:
     centre = (left + right) / 2, (top + bottom) / 2
     size = torch.full((h, w), 1 / w), torch.full((h, w), 1 / h)
     return torch.stack([left, top, right, bottom, *centre, *size], dim=2).flatten(0, 1)
-
-
-def spoil(masks: Tensor, drop: float, jitter: float) -> Tensor:
-    """What a worse segmenter might have found: masks (B, N, H, W) -> the same, some empty, all moved.
-
-    Args:
-        drop: how likely each is to be emptied.
-        jitter: each is moved by up to so much of the picture's side; at the border its last pixels repeat.
-    """
-    batch, count, height, width = masks.shape
-
-    def moved(side: int) -> Tensor:
-        offset = jitter * side * (2 * torch.rand(batch, count, 1, device=masks.device) - 1)
-        places = torch.arange(side, device=masks.device) + offset.round().long()  # (B, N, side)
-        return places.clamp(0, side - 1)
-
-    masks = masks.gather(2, moved(height)[:, :, :, None].expand(masks.shape))
-    masks = masks.gather(3, moved(width)[:, :, None, :].expand(masks.shape))
-    kept = torch.rand(batch, count, 1, 1, device=masks.device) >= drop
-    return masks * kept
-
-
-def fitting(batch: Batch, count: int) -> Tensor:
-    """Which of the first `count` instances are the thing that is meant: (B, N) bool, IoU of 0.5 or more."""
-    truth = batch.mask > 0.5  # (B, 1, H, W)
-    if batch.instances is None:
-        return truth.new_zeros(len(truth), 0)
-    instances = batch.instances[:, :count] > 0.5
-    if batch.picture is not None:
-        instances = instances[batch.picture]  # (B, N, H, W)
-    both, either = (instances & truth).sum(dim=(2, 3)), (instances | truth).sum(dim=(2, 3))
-    return (2 * both >= either) & (both > 0)
-
-
-def mask_decoder(in_width: int, widths: Sequence[int], kernel: int) -> nn.Sequential:
-    """(B, in_width, h, w) -> logits (B, 1, s*h, s*w), with s = 2 for each of `widths`."""
-    pairs = zip((in_width, *widths), widths, strict=False)
-    doublings = [layer for pair in pairs for layer in (conv_block(*pair, 3), upsample())]
-    return nn.Sequential(*doublings, nn.Conv2d(widths[-1], 1, kernel, padding=kernel // 2))
 
 
 # --- named sizes ------------------------------------------------------------------------------
@@ -408,7 +249,7 @@ def mail_b32(
     context_length: int = 20,
     **options,
 ) -> MaIL:
-    """MaIL on ViLT-B/32, 132.9 M parameters; 416 px, 16 masks, 20 tokens.
+    """MaIL on ViLT-B/32, 132.8 M parameters; 416 px, 16 masks, 20 tokens.
 
     Args:
         pretrained: start from ViLT's weights, from the Hugging Face hub.

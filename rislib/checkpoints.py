@@ -4,7 +4,7 @@ Every entry of a state dict is either used or refused: a checkpoint that fits by
 
     network = load_published_file("lavt", "refcoco.pth", vocab_file="vocab.txt")
     save_pretrained(network, "lavt_refcoco")
-    network = load_pretrained("lavt_refcoco")
+    network = from_pretrained("lavt_refcoco")
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ M = TypeVar("M", bound=Method)
 
 
 def save_pretrained(network: Method, folder: str | Path) -> None:
-    """Write a network as the hub keeps networks, so that `load_pretrained` can build it again.
+    """Write a network as the hub keeps networks, so that `from_pretrained` can build it again.
 
     config.json        named size and options: {"method": "cris", "preset": "r50", "options": {"size": 320}}
     model.safetensors  the weights
@@ -339,7 +339,7 @@ def save_pretrained(network: Method, folder: str | Path) -> None:
     (folder / CONFIG).write_text(config + "\n")
 
 
-def load_pretrained(folder_or_repo: str | Path, kind: type[M] = Method, **hub) -> M:
+def from_pretrained(folder_or_repo: str | Path, kind: type[M] = Method, **hub) -> M:
     """A network that `save_pretrained` wrote, in eval mode.
 
     Args:

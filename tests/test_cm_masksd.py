@@ -15,7 +15,7 @@ from parity import SENTENCES, mini_batch, parameters_of, randomise, relative_err
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rislib.checkpoints import load_pretrained, save_pretrained
+from rislib.checkpoints import from_pretrained, save_pretrained
 from rislib.encoders.clip import clip_rn_mini
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods import part_options
@@ -379,7 +379,7 @@ def test_no_branch_in_use_and_none_in_what_is_kept(make, options: dict, tmp_path
     assert not ran and torch.equal(torch.get_rng_state(), state)
 
     save_pretrained(model, tmp_path)
-    again = load_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
     plain = make(**options, **PLAIN).eval()
     plain.load_state_dict(model.inference_state())
     assert again.state_dict().keys() == model.inference_state().keys()

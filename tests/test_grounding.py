@@ -15,7 +15,7 @@ from parity import SENTENCES, mini_batch, parameters_of, randomise
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rislib.checkpoints import load_pretrained, save_pretrained
+from rislib.checkpoints import from_pretrained, save_pretrained
 from rislib.encoders.bert import WordPieceTokenizer
 from rislib.encoders.tokenizers import ClipTokenizer
 from rislib.methods import BUILDERS, CLASSES, build, part_options
@@ -353,7 +353,7 @@ def test_no_trace_in_an_exported_network(make, tmp_path):
     stored = load_file(tmp_path / "model.safetensors")
     assert stored.keys() == without.state_dict().keys()
 
-    again = load_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
     assert again.grounding is None
     assert parameters_of(again) == parameters_of(without)
     assert again.state_dict().keys() == without.state_dict().keys()

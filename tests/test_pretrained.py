@@ -1,4 +1,4 @@
-"""save_pretrained and load_pretrained: there and back bit for bit, from a folder and from a hub."""
+"""save_pretrained and from_pretrained: there and back bit for bit, from a folder and from a hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rislib.checkpoints import CheckpointError, load_pretrained, save_pretrained
+from rislib.checkpoints import CheckpointError, from_pretrained, save_pretrained
 from rislib.encoders import shipped_file
 from rislib.methods import BUILDERS, CRIS, LAVT, build, cris_mini, lavt_mini
 
@@ -62,7 +62,7 @@ def test_there_and_back_bit_for_bit(name: str, tmp_path: Path) -> None:
         "preset": "mini",
         "options": {"size": 64, "vocabulary": "vocabulary.txt"},
     }
-    again = load_pretrained(tmp_path / name)
+    again = from_pretrained(tmp_path / name)
     assert type(again) is type(network) and not again.training
     assert again.preprocessing == network.preprocessing and again.preprocessing.size == 64
     before, after = network.inference_state(), again.state_dict()
@@ -89,7 +89,7 @@ def test_where_the_weights_began_is_forgotten() -> None:
 
 def test_kept_again_where_it_came_from(copy: Path) -> None:
     before = {file.name: file.read_bytes() for file in copy.iterdir()}
-    save_pretrained(load_pretrained(copy), copy)
+    save_pretrained(from_pretrained(copy), copy)
     assert {file.name: file.read_bytes() for file in copy.iterdir()} == before
     assert sorted(before) == ["config.json", "model.safetensors", "vocabulary.txt"]
     assert before["vocabulary.txt"] == shipped_file("vocab/refmini.txt").read_bytes()
@@ -102,7 +102,7 @@ def test_a_vocabulary_of_ones_own_travels(tmp_path: Path) -> None:
     save_pretrained(network, tmp_path / "here")
     mine.unlink()
     moved = (tmp_path / "here").rename(tmp_path / "there")
-    again = load_pretrained(moved)
+    again = from_pretrained(moved)
     assert again.tokenize(["the red cup"])[0].tolist() == [[5, 4, 3, 2, 6]]
     assert again.tokenizer.vocab_size == network.tokenizer.vocab_size == 7
 
@@ -110,7 +110,7 @@ def test_a_vocabulary_of_ones_own_travels(tmp_path: Path) -> None:
 def test_no_file_outside_the_folder_is_named(copy: Path) -> None:
     (copy.parent / "vocabulary.txt").write_text("cup</w>\n")
     rewrite(copy, options={"size": 64, "vocabulary": "../vocabulary.txt"})
-    assert load_pretrained(copy).tokenizer.vocab_size > 100  # the folder's own
+    assert from_pretrained(copy).tokenizer.vocab_size > 100  # the folder's own
 
 
 def test_no_weights_are_fetched_to_be_overwritten(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_no_weights_are_fetched_to_be_overwritten(copy: Path, monkeypatch: pytes
 
     monkeypatch.setitem(BUILDERS, ("cris", "mini"), spy)
     rewrite(copy, options={"size": 64, "pretrained": True})
-    load_pretrained(copy)
+    from_pretrained(copy)
     assert asked == {"size": 64, "pretrained": False}
 
 
@@ -130,15 +130,15 @@ def test_no_weights_are_fetched_to_be_overwritten(copy: Path, monkeypatch: pytes
 
 
 def test_another_class_is_refused(kept: Path) -> None:
-    assert type(load_pretrained(kept, CRIS)) is CRIS
+    assert type(from_pretrained(kept, CRIS)) is CRIS
     with pytest.raises(TypeError, match="cris holds a CRIS, not a LAVT"):
-        load_pretrained(kept, LAVT)
+        from_pretrained(kept, LAVT)
 
 
 def test_unknown_builders_are_refused_by_name(copy: Path) -> None:
     rewrite(copy, method="polyformer", preset="large")
     with pytest.raises(ValueError, match="no method 'polyformer' of size 'large'; there are: cris mini"):
-        load_pretrained(copy)
+        from_pretrained(copy)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_unknown_builders_are_refused_by_name(copy: Path) -> None:
 def test_other_configurations_are_refused(copy: Path, content: str, message: str) -> None:
     (copy / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=rf"config\.json describes no network of ours: .*{message}"):
-        load_pretrained(copy)
+        from_pretrained(copy)
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(copy: Path) -> None:
@@ -164,7 +164,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(copy: Path) -> None:
     weights["projector.sentence.bias"] = weights["projector.sentence.bias"][:-1].clone()
     save_file(weights, copy / "model.safetensors")
     with pytest.raises(CheckpointError) as error:
-        load_pretrained(copy)
+        from_pretrained(copy)
     lines = str(error.value).splitlines()[1:]
     assert sorted(line.strip().split(" is ")[0] for line in lines) == [
         "misshapen: projector.sentence.bias",
@@ -178,15 +178,15 @@ def test_incomplete_and_damaged_folders_are_refused(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"model\.safetensors is no checkpoint, or a damaged one"):
-        load_pretrained(copy)
+        from_pretrained(copy)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*model\.safetensors"):
-        load_pretrained(copy)
+        from_pretrained(copy)
     (copy / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-        load_pretrained(copy)
+        from_pretrained(copy)
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere, and the hub says: "):
-        load_pretrained(copy / "nowhere")  # no hub is asked for such a name
+        from_pretrained(copy / "nowhere")  # no hub is asked for such a name
 
 
 def test_what_cannot_be_built_again_is_not_written(tmp_path: Path) -> None:
@@ -266,14 +266,14 @@ def hub(kept: Path) -> Iterator[Hub]:
 
 FETCH = """
 import sys
-from rislib.checkpoints import load_pretrained, save_pretrained
+from rislib.checkpoints import from_pretrained, save_pretrained
 from rislib.methods import CRIS
 
 where = {"revision": "v1", "token": "hf_mine", "cache_dir": sys.argv[1]}
-save_pretrained(load_pretrained("someone/small", CRIS, **where), sys.argv[2])
-load_pretrained("someone/small", local_files_only=True, **where)  # kept in the cache
+save_pretrained(from_pretrained("someone/small", CRIS, **where), sys.argv[2])
+from_pretrained("someone/small", local_files_only=True, **where)  # kept in the cache
 try:
-    load_pretrained("someone/else", **where)
+    from_pretrained("someone/else", **where)
 except FileNotFoundError as error:
     print(error)
 """

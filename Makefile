@@ -17,8 +17,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/python -m rislib demo
 
-test: install
+lint: install
 	$(BIN)/python -m ruff check .
+
+test: lint
 	$(PYTEST)
 	$(BIN)/python -m rislib course run --profile ci --patience 2
 	RISLIB_PROFILE=ci RISLIB_STRICT=1 $(PYTEST) --nbval-lax --nbval-sanitize-with notebooks/nbval.cfg notebooks/solutions
@@ -27,4 +29,4 @@ lab: install
 	$(BIN)/jupyter lab
 
 clean:
-	rm -rf demo runs data/refmini* .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo data/refmini* .pytest_cache .ruff_cache .hypothesis

@@ -13,26 +13,26 @@ import torch
 
 from rislib.data import open_split, with_instances
 from rislib.methods import build
+from rislib.study import STUDIES
 from rislib.training import fit, mini_recipe, provenance, write_record
 
-METHODS = {"cris": "none", "lavt": "none", "magnet": "none", "cm_masksd": "none", "mail": "proposals"}
 MINUTES = 0.75
 
 pace = {}
-for method, instances in METHODS.items():
+for name, variant in STUDIES["five_minutes"].variants.items():
     torch.manual_seed(0)
-    samples = with_instances(open_split("refmini", "train"), instances)
+    samples = with_instances(open_split("refmini", "train"), variant.instances)
     with tempfile.TemporaryDirectory() as folder:
         run = fit(
-            build(method, "mini"),
+            build(variant.method, "mini", **variant.options),
             samples,
-            mini_recipe(method),
+            mini_recipe(variant.method),
             out=folder,
             minutes=MINUTES,
             channels_last=True,
             progress=False,
         )
-    pace[method] = round(run.samples / run.seconds * 300)
-    print(f"{method:10} {pace[method]:7,} samples in five minutes", flush=True)
+    pace[name] = round(run.samples / run.seconds * 300)
+    print(f"{name:16} {pace[name]:7,} samples in five minutes", flush=True)
 record = {"samples_in_five_minutes": pace, "minutes_measured": MINUTES, **provenance()}
 write_record(Path(__file__).with_suffix(".json"), record)

@@ -252,7 +252,8 @@ def evaluate(
     from rislib.processes import processes
     from rislib.runs import evaluate_run, read_record
 
-    trained_with = read_record(run)["instances"]
+    record = read_record(run)
+    trained_with = record["instances"]
     instances = instances or trained_with
     report = evaluate_run(
         run, data=data, split=split, protocol=protocol, shuffle_text=shuffle_text, instances=instances
@@ -268,6 +269,7 @@ def evaluate(
     if json_file is not None:
         asked = {"run": run.name, "data": data, "split": split, "shuffle_text": shuffle_text}
         asked |= {"instances": instances, "instances_in_training": trained_with}
+        asked["training"] = {key: record.get(key) for key in ("command", "commit", "seed", "samples_seen")}
         _write_json(json_file, {**report.to_json(), **asked})
 
 
@@ -308,8 +310,11 @@ def segment(
     """Find what EXPRESSION refers to in IMAGE."""
     from rislib.data import open_picture
     from rislib.predict import Predictor
+    from rislib.runs import read_record
     from rislib.viz import overlay
 
+    if segmenter is None and read_record(run)["instances"] != "none":
+        raise typer.BadParameter(f"{run} reads masks beside the picture: say --segmenter mini, or coco")
     picture = open_picture(image)
     predictor = Predictor.from_run(run)
     predictor.set_image(picture, None if segmenter is None else _segmenter(segmenter).segment(picture)[0])

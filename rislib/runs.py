@@ -250,7 +250,7 @@ def dissect_run(
     record = read_record(run)
     if record["blind"]:
         raise ValueError(f"{run} was trained blind: it reads no words that could be edited")
-    method = load_method(run)
+    method = load_method(run).to(processes().device)
     source = instances or record["instances"]
     samples = _with_instances(method, open_split(data, split), source)
     selection = None if split == "val" else _with_instances(method, open_split(data, "val"), source)

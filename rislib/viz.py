@@ -231,6 +231,7 @@ def learning_curve(
     title, x = metric.replace("_", " "), against.replace("_", " ")
     figure, axes = chart(title, x, width=width, height=0.55 * width)
     colours = [PREDICTION, TRUTH, INK, "#f2a900", "#6c5ce7", "#3aa76d", FAINT]
+    ends = []
     for i, (name, records) in enumerate(runs.items()):
         flat = [{**record.get("losses", {}), **record} for record in records]
         points = [(r[against], r[metric]) for r in flat if r.get(metric) is not None and against in r]
@@ -241,9 +242,14 @@ def learning_curve(
         axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
         average = _moving_average(y, max(1, round(smooth * len(y))))
         axes.plot(x, average, color=colour, linewidth=1.8, solid_capstyle="round")
+        ends.append((average[-1], x[-1], f"{name} {average[-1]:.3g}".strip(), colour))
+    line = 11 / (72 * figure.get_figheight() * 0.8) * np.ptp(axes.get_ylim())  # of text, in the metric
+    lowest = -np.inf
+    for y_end, x_end, text, colour in sorted(ends):  # none covers another
+        lowest = max(y_end, lowest + line)
         axes.annotate(
-            f"{name} {average[-1]:.3g}".strip(),
-            (x[-1], average[-1]),
+            text,
+            (x_end, lowest),
             xytext=(6, 0),
             textcoords="offset points",
             color=colour,

@@ -357,6 +357,7 @@ def test_runs_and_reports_say_whose_masks_they_were(
     monkeypatch.setitem(SEGMENTERS, "mini", lambda pretrained: Looker())
     picture = next((own_world / "images/refmini").glob("*.png"))
     segment = ("segment", picture, "the dog", "--run", tmp_path / "run", "--out", tmp_path / "answer.png")
+    assert "say --segmenter mini, or coco" in rislib(*segment)
     rislib(*segment, "--segmenter", "mini")
     assert [masks.shape[:2] for masks in read] == [(1, 2)]
     assert "no segmenter 'best'; there are mini, coco" in rislib(*segment, "--segmenter", "best")

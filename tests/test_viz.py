@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -220,7 +221,19 @@ def test_learning_curves_of_several_runs_carry_their_names():
         "LAVT": [{"step": 0, "loss": 0.25}, {"step": 9, "loss": None}],
     }
     labels = [text.get_text() for text in viz.learning_curve(runs).axes[0].texts]
-    assert labels == ["CRIS 0.5", "LAVT 0.25"]
+    assert sorted(labels) == ["CRIS 0.5", "LAVT 0.25"]
+
+
+def test_names_at_the_ends_of_curves_do_not_cover_each_other():
+    falls = [1.0, 0.3, 0.106]
+    ends = {"text-to-pixel": 0.104, "Dice": 0.105, "mask": 0.106}
+    runs = {name: [{"step": i, "loss": y} for i, y in enumerate([*falls, end])] for name, end in ends.items()}
+    figure = viz.learning_curve(runs, smooth=0)
+    figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
+    lowest = min(figure.axes[0].texts, key=lambda text: text.xy[1])
+    assert lowest.xy == pytest.approx((3, 0.104))  # that one stays where its curve ends
 
 
 def test_a_metric_that_no_record_has_is_refused():

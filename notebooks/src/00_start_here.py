@@ -217,7 +217,7 @@ show(
 # - *red*: a colour. There is red elsewhere, too, on a skirt and on trousers.
 # - *in red skirt*: a colour, but of a part of her.
 # - *on the right*: a place. The red balloon is there, too, but it is no child.
-# - *furthest left*: a comparison of all girls.
+# - *furthest left*: an order among all girls.
 # - *behind the ball*: another thing, which is not what is asked for.
 #
 # Two different sentences mean the same girl, and one word more or less changes everything. A network that
@@ -565,8 +565,8 @@ print(f"oIoU {deaf.scores.overall_iou():.1f} with the words of another picture")
 # (Wang et al., CVPR 2022; the same number stands in its code's README). Tables call it “IoU”. It is the
 # *mean* IoU, as the author has confirmed; other papers in the same tables report the *overall* IoU.
 #
-# *We.* Five minutes of training on two CPU cores instead of one, all of RefMini's val split. You get such a
-# network with `make demo`, and the number below is kept in `results/`.
+# *We.* Here we trained for five minutes in place of one, on two CPU cores, and asked all of RefMini's val
+# split. You get such a network with `make demo`, and the number below is kept in `results/`.
 
 # %%
 ours = recorded("cris_mini/val")
@@ -600,7 +600,9 @@ for name, meaning in {
 # asked. So the words carry the score, and pretraining adds to it. (Each of these networks was trained once,
 # so a difference of a point or two would mean nothing.)
 #
-# And which sentences are hard? We know what each of them turns on:
+# And which sentences are hard? We know what each of them turns on. (*Location*: on the left; *comparison*:
+# the biggest ball; *ordinal*: the leftmost, or second from the left; *relation*: behind the ball; *category*:
+# the noun alone is enough.)
 
 # %%
 kinds = {kind: part["oIoU"] for kind, part in ours["by_kind"].items()}
@@ -631,7 +633,8 @@ show(
 # ## What you have seen
 #
 # - Referring segmentation: a picture and a sentence go in, the mask of the one thing that is meant comes out.
-# - The same picture has as many answers as there are sentences; colours are easy, clothes and counting hard.
+# - The same picture has as many answers as there are sentences; colours are easy, patterns, order and clothes
+#   are hard.
 # - IoU compares two masks. Averaged over sentences or over pixels, it gives two different numbers.
 # - A minute of training is enough to find a red balloon, and too little to tell two girls apart. Shuffled
 #   words show whether a network listens.

@@ -287,6 +287,7 @@ show(figure, alt="An arrow on a grid of 12 by 15 pixels. Those whose centre lies
 # - You can only meet the edge if y lies between its ends: one of y0, y1 is above y, the other is not.
 # - At height y, the edge is at `x0 + (y - y0) * (x1 - x0) / (y1 - y0)`: from its start, the share of the
 #   way that y has gone. You cross it if that is to the right of x.
+# - A level edge (y0 = y1) is never met in this way. Skip it, or you divide by 0.
 #
 # All pixels can walk at once: let `x` and `y` be arrays of shape (height, width).
 

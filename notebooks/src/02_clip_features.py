@@ -241,6 +241,8 @@ for number, stage in enumerate(stages, 1):
 # %% [markdown]
 # A guess would find 1 picture in 192, half a percent. Remember "a ball": many captions are true of several
 # of 192 pictures, so nobody could reach 100.
+#
+# The second and third curve below rise at first: each training begins with a large learning rate again.
 
 # %%
 figure = viz.learning_curve(
@@ -422,7 +424,8 @@ print("dense features", tuple(seen.dense.shape))
 #
 # ### Exercise 3: the dense attention pool (hard, 15 minutes)
 #
-# Write it for one picture and one head. Before anything else, each cell gets its position added. The table
+# Write it for one picture. (The library's has several *heads*, such poolings side by side, each on a part of
+# the channels; here it is one.) Before anything else, each cell gets its position added. The table
 # has one row too many for us: row 0 was the mean's, the others are those of the cells, row by row.
 
 
@@ -854,9 +857,10 @@ for size in (96, 128, 192):
     )
 
 # %% [markdown]
-# Finer maps point about as well, but their masks are worse, and too fine ones harm: at 192 pixels the tower
-# sees things at twice their size. (The threshold was tuned at 96 pixels, which is a little unfair.) CRIS
-# gets its fine outlines in another way, from earlier maps of the same tower (lesson 03).
+# The map of 8 × 8 cells is neither clearly better nor worse: differences of two points lie within the
+# interval printed further up. The finest one harms, most of all the masks: at 192 pixels the tower sees
+# things at twice their size. (The threshold was tuned at 96 pixels, which is a little unfair.) CRIS gets its
+# fine outlines in another way, from earlier maps of the same tower (lesson 03).
 #
 # ## 8. What CLIP did not hear
 #

@@ -960,6 +960,10 @@ print(f"                             and  {together - attention:+.1f} oIoU to at
 print(f"CRIS, all of it trained for five minutes: {recorded('cris_mini/val')['oIoU']:.1f} oIoU (RefMini val)")
 
 # %% [markdown]
+# By our rule the first gain counts if the lowest run of both lies above the highest of the product, and the
+# second if it lies above the highest of attention alone. Look at the table of section 4: the first does, the
+# second does not.
+#
 # The last line is not the same test: other held-out pictures, all parameters learning, more samples, and
 # CRIS's own threshold. It only shows how much room is left above frozen features and a head of seconds.
 # What we cannot replicate here is the paper's size of the gain: that needs RefCOCO, full-size towers and a

@@ -38,9 +38,8 @@ from tqdm.auto import tqdm
 from rislib.data.errors import DataError, locating
 from rislib.data.folders import new_folder
 from rislib.data.index import take
+from rislib.data.published import SPLIT_BY
 from rislib.data.refcoco import load_refcoco
-
-SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
 
 COLUMNS = frozenset({"ref_id", "ann_id", "image_id", "split", "sentences", "raw_anns", "raw_image_info"})
 

@@ -26,6 +26,9 @@ class Size:
     images: int
 
 
+SPLIT_BY = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}
+"""Whose splits are meant where a dataset is named alone."""
+
 PUBLISHED: dict[tuple[str, str], dict[str, Size]] = {
     ("refcoco", "unc"): {
         "train": Size(42_404, 120_624, 16_994),

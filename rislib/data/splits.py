@@ -8,11 +8,10 @@ from pathlib import Path
 from rislib.data.errors import DataError
 from rislib.data.expressions import own_table
 from rislib.data.index import find_datasets
+from rislib.data.published import SPLIT_BY
 from rislib.data.refcoco import RefDataset, load_refcoco
 from rislib.data.refmini import FLAVOURS
 from rislib.data.refmini.build import data_home, load_refmini
-
-REFCOCO = {"refcoco": "unc", "refcoco+": "unc", "refcocog": "umd"}  # and whose splits are meant
 
 
 def open_split(where: str | Path, split: str | None) -> RefDataset:
@@ -30,8 +29,8 @@ def open_split(where: str | Path, split: str | None) -> RefDataset:
     """
     if where in FLAVOURS:
         return load_refmini(str(where), split)
-    if where in REFCOCO:
-        return load_refcoco(data_home(), str(where), REFCOCO[where], split)
+    if where in SPLIT_BY:
+        return load_refcoco(data_home(), str(where), SPLIT_BY[where], split)
     where = Path(where)
     if own_table(where):
         todo = f"bring it into RefCOCO's layout first: python -m rislib data import {where} --out NEW"

@@ -28,7 +28,7 @@ What is what, where there is a choice. Not the paper's text was at hand, but wha
               pwam=False; loss="cross_entropy+dice", for trainings of minutes; `places`, for a network too
               small to feel its borders; mask grounding, MagNet's, if asked for. What the mini owes to
               several heads and to places: 28.4 oIoU after 6,000 samples without them (seed 0), 33.4 with
-              the heads, 35.1 with both
+              2, 4, 4, 8 heads, 35.1 with both
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ In the order of the code, with map x_i after the blocks of stage i, and words l_
     l_i+1 = layers(l_i + S(T_i) T_i),              S = Tanh(Linear(ReLU(Linear)))
     logits = Mask2Former(Y_1, Y_2, Y_3, Y_4)                              see mask2former.py
     loss = sum over the head's guesses of 5 BCE + 5 Dice
-         + mask grounding: hidden words are guessed from l_4, Y_3 and M   see grounding.py
+         + mask grounding: hidden words are guessed from l_4, x_3 and M   see grounding.py
          + CAL: the head's pixel vectors and l_4 find each other          see alignment.py
 
 All convolutions are 1x1; LN normalises channels, IN each channel over all pixels or all words.

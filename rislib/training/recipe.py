@@ -96,7 +96,7 @@ CRIS_2022 = Recipe(
     precision="fp16",
     epochs=50,
 )
-"""CRIS's published code, all of it; the paper does not mention the encoders' factor."""
+"""CRIS's published code, but for Connect's rate (see cris.py). The encoders' factor: not in the paper."""
 
 CRIS_2022_SLIP = replace(CRIS_2022, encoder_factor_from=1 / 50)
 """The same with a slip of that code: the factor is not yet in force in the first epoch."""

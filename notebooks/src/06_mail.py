@@ -339,7 +339,7 @@ for name, network in {"with places": model, "without": bag}.items():
 #
 # **Think!** Each lane also has places of its own. Could these not say that as well?
 #
-# *They could. $p_i + t$ is just another vector for each place: a table of places can swallow the type. Then
+# *They could. $e_i + t$ is just another vector for each place: a table of places can swallow the type. Then
 # the type cannot do anything that the places could not do without it.*
 #
 # Let us do that: add the types to the places, and set them to zero. (Words are normalised between place and
@@ -661,7 +661,8 @@ print("At 0.85 cramming changed {:+d} things on the exam, {:+d} elsewhere.".form
 # %% [markdown]
 # *Counted: things that a proposal meets with an IoU of 0.5, 0.75 and 0.85. What rises on the exam and not
 # elsewhere was learnt by heart. Our honest finder meets nearly everything roughly, so a leak can only sharpen
-# its borders. On photographs finders miss far more, and a leak has more to give.*
+# its borders. On photographs finders miss far more, and a leak has more to give.* (Look at all three columns.
+# With 60 things, one or two more or fewer are chance; a few more are a hint and no proof.)
 #
 # **Think!** Numbers on val, testA and testB all rise together. How would you notice?
 #
@@ -682,9 +683,10 @@ print("At 0.85 cramming changed {:+d} things on the exam, {:+d} elsewhere.".form
 # $$p_i = \sum_k w_{ik} F_{M,k} \qquad q_i = \sum_k w_{ik} F_{I,k} \qquad s_i = \cos(W_p p_i, W_q q_i) / \tau
 # \qquad a = \operatorname{softmax}(s)$$
 #
-# In words: $p_i$ is the mean of the mask lane *inside mask i*, $q_i$ that of the picture lane. Each goes
-# through a layer of its own. Their cosine, divided by a small temperature $\tau$, is the score of the mask. A
-# softmax over all masks makes weights of the scores.
+# In words: $m_{ik}$ is how much of cell k mask i covers, 0 to 1, and $w_{ik} = m_{ik} / \sum_k m_{ik}$. So
+# $p_i$ is the mean of the mask lane *inside mask i*, $q_i$ that of the picture lane. Each goes through a
+# layer of its own. Their cosine, divided by a small temperature $\tau$, is the score of the mask. A softmax
+# over all masks makes weights of the scores.
 #
 # **Think!** The words are missing in this formula. How can the score know what was asked?
 #
@@ -1118,7 +1120,8 @@ if ablation:
 
 # %% [markdown]
 # *Squares: mean and standard deviation over the seeds. Grey dots: the single runs.* As before we compare in
-# pairs, seed by seed, and believe a difference only if all seeds agree on its sign.
+# pairs, seed by seed, and believe a difference only if all seeds agree on its sign. (That is the least to
+# ask: by luck alone three seeds agree one time in four. Lesson 08 asks for more.)
 
 
 # %%
@@ -1159,12 +1162,19 @@ if {"none", "proposals", "oracle"} <= ablation.keys() and proposals:
     print(f"MaIL has {answered:.1f}: {best - answered:.1f} points are lost in choosing and drawing.")
 
 # %% [markdown]
+# **Think!** Perfect masks bring no more than found ones. Is the oracle no bound, then?
+#
+# *It bounds those who choose a mask and give it as the answer (section 4). This network draws its own mask;
+# the masks only tell its decoder where to look. So better borders need not become better answers. And a
+# single seed makes the mean: two gain up to a point, the third falls behind by five. We do not know why.*
+#
 # **Think!** Section 6 asked whether it chooses better than it draws. Who teaches it to choose?
 #
 # *Nobody directly. The weights $a_i$ decide which features the decoder gets, and only the decoder's drawing
 # is compared with the truth. Add the chosen masks to the logits as well, $k \sum_i a_i (2 M_i - 1)$, and a
-# wrong choice is a wrong drawing at once: `outlines=True`, ours. With a token for each mask in place of the
-# stack the sequence is half as long, so five minutes hold more samples. Together:*
+# wrong choice is a wrong drawing at once: `outlines=True`, ours ($k$ is a number that is learned). One can
+# also teach the weights themselves which masks fit: `selection_loss`. And with a token for each mask in place
+# of the stack the sequence is half as long, so five minutes hold more samples. All three together:*
 
 # %%
 minutes = {"mail": [], "mail per mask": []}  # variant -> its runs
@@ -1196,7 +1206,7 @@ for name, says in {"mail": "MaIL as in this lesson", "mail per mask": "Together"
 # - **Padding and empty masks** are hidden from all by one mask that is added to the scores.
 # - **Selection:** the mean inside each mask, a cosine, a softmax with a null mask as the way out.
 # - **Masks are knowledge from elsewhere.** Ask what the finder has seen; report none, proposals and oracle
-#   side by side. The true masks are a bound, never a result.
+#   side by side. The true masks bound what choosing alone can reach; they are never a result.
 #
 # **Next:** lesson 07, masked distillation. There is no other network to lean on: one network learns from its
 # own answers.

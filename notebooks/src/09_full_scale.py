@@ -408,7 +408,8 @@ for name, lost in {
 # %% [markdown]
 # *So fp16 needs **loss scaling**: multiply the loss, and with it all gradients, by a large number; divide
 # again in 32 bits, before the step. If something overflows, skip the step and take a smaller number. bf16
-# needs none of this: its range is that of fp32. It has fewer digits, and gradients do not mind.*
+# needs none of this: its range is that of fp32. (The few that it loses lie below 10⁻⁴⁰, where fp32 itself has
+# few digits left.) It has fewer digits, and gradients do not mind.*
 #
 # (CRIS was trained in fp16: its cards knew no bf16. If yours does, take bf16.)
 #
@@ -581,7 +582,8 @@ for title, memory in {"batch norm as usual": False, "batch norm from memory": Tr
 #
 # Eight GPUs, eight processes. Each has the whole network, and the same weights. Each takes its share of the
 # batch, and goes forward and back. Then they exchange gradients, and all make **the same step**. So weights
-# never travel, and stay the same everywhere. This is *data parallelism*; PyTorch calls it DDP.
+# travel once, before the first step, from process 0 to all, and stay the same everywhere. This is *data
+# parallelism*; PyTorch calls it DDP.
 #
 # Who takes what? In `fit` the order of an epoch is a function of the seed. Every process knows it, so nobody
 # has to be told. (`Recipe.batch_size` is the batch over all processes.)
@@ -756,7 +758,8 @@ for method, whole in state.items():
 # %% [markdown]
 # *Between two steps an eighth. Within a step 8 bytes more for each parameter, however many GPUs there are:
 # rislib gathers the whole network at once, so that losses may call any part of it. FSDP is made for far
-# larger networks. There one gathers block by block.*
+# larger networks. There one gathers block by block, and lets go of each block at once. So it is gathered
+# again on the way back, and half as much again travels.*
 #
 # **Think!** CRIS with 16 samples on each GPU is a little too large for your cards. FSDP or checkpointing?
 #
@@ -1215,7 +1218,7 @@ show(asked(runs["by day"]), alt=f"Dark pictures, and what a network says that wa
 
 # %%
 amount = 24 if profile == "ci" else 1200
-out, day = folder / "by day and night", runs["by day"]
+out, day = folder / "by day, then by night", runs["by day"]
 runs[out.name] = train_run("cris", out=out, data=str(mine), start=day, samples=amount, progress=False)
 show(asked(out), alt=f"The same pictures, after it has learned from dark ones: {said}.")
 
@@ -1225,7 +1228,7 @@ for name, run in runs.items():
     for light, samples in lights.items():
         scores = evaluate(load_method(run), samples, CRIS_2022, progress=False).scores
         low, high = scores.interval("oIoU")
-        print(f"{name:16} asked by {light:5}: {scores.overall_iou():4.1f} oIoU ({low:.0f} to {high:.0f})")
+        print(f"{name:21} asked by {light:5}: {scores.overall_iou():4.1f} oIoU ({low:.0f} to {high:.0f})")
 
 # %% [markdown]
 # Six test pictures decide little: look at the intervals. A record has more: 12,000 samples by day; then 50
@@ -1251,8 +1254,8 @@ for title, key in {"by day": "before", "then by night": "night", "then by both":
 #   writes it beside each number.
 # - **Selection.** Choose the checkpoint on val, once, and report test whatever it says. Not one checkpoint
 #   for each split (lesson 08 measured what that buys).
-# - **Seeds.** Three runs at least, or the interval of the sentences and the words "one run". RefCOCO's val is
-#   large; the luck of a seed is not in its interval.
+# - **Seeds.** Three runs at least, or the interval over pictures and the words "one run". RefCOCO's val is
+#   large; the luck of a seed is not in that interval.
 # - **The recipe**, all of it: `run.json` keeps it, with commit, command, data and machine.
 # - **What fell short.** Also when it is your own.
 #

@@ -140,7 +140,7 @@ def test_what_more_samples_buy_comes_from_all_studies(records: Path):
     other = {**few, **same, "options": {"decoder_layers": 0}, "variant": "no_decoder", "samples": 6000}
     ablation = [{**few, **same, "variant": "full", "samples": 6000}, other]
     (records / "cris_ablation.json").write_text(json.dumps({"runs": ablation}))
-    assert len(cells(table("budgets", records))) == 2  # nothing was trained for long
+    assert len(cells(table("budgets", records))) == 2  # one budget is no comparison
     (records / "plateau.json").write_text(json.dumps({"runs": [{**many, **same, "samples": 96000}]}))
     _, _, row = cells(table("budgets", records))
     assert row[:2] == ["CRIS", f"6,000: {few['oIoU']:.1f}, 96,000: {many['oIoU']:.1f}"]

@@ -298,7 +298,7 @@ def by_method(results: Path, variants: Iterable[str] = FIVE) -> dict[str, list[d
 def by_budget(results: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
     """Runs of the networks of "plateau", whatever study they come from, by the samples that they saw.
 
-    Only of networks that "plateau" has trained; the fewest samples first.
+    The fewest first; only networks that were trained with two budgets or more.
     """
     runs = [run for study in STUDIES for run in read_runs(results, study) if run["data"] == "refmini"]
     whole = [run for run in runs if "taken_from" not in run and run.get("share") == 1]
@@ -306,8 +306,8 @@ def by_budget(results: Path) -> dict[str, dict[int, list[dict[str, Any]]]]:
     for variant, one in STUDIES["plateau"].variants.items():
         same = {"method": one.method, "options": dict(one.options), "instances": one.instances}
         ours = [run for run in whole if same.items() <= run.items()]
-        if any(run["variant"] == variant for run in read_runs(results, "plateau")):
-            counts = sorted({run["samples"] for run in ours})
+        counts = sorted({run["samples"] for run in ours})
+        if len(counts) > 1:
             found[variant] = {n: [run for run in ours if run["samples"] == n] for n in counts}
     return found
 

@@ -599,9 +599,9 @@ def lit(picture, cosines):
 # %%
 texts = ["bus", "red bus", "blue bus", "blue", "woman", "girl", "bottom right", "cat"]
 cosines = cosine_maps(picture, texts)  # (8, 6, 6)
-captions = [f'"{text}"\nat most {most:.2f}' for text, most in zip(texts, cosines.amax((1, 2)), strict=True)]
+titles = [f'"{text}"\nat most {most:.2f}' for text, most in zip(texts, cosines.amax((1, 2)), strict=True)]
 show(
-    viz.gallery([lit(picture, one) for one in cosines], captions, columns=4),
+    viz.gallery([lit(picture, one) for one in cosines], titles, columns=4),
     alt="A street with two buses, a woman and a girl, under eight similarity maps of 6 by 6 cells.",
 )
 
@@ -724,9 +724,9 @@ check(resize_table)
 table = clip.model.visual.attnpool.positional_embedding[1:]  # (36, 512)
 columns = [resize_positions(table, (side, side))[:, 0].reshape(side, side) for side in (6, 12)]
 buses = [lit(picture, cosine_maps(picture, ["blue bus"], size)[0]) for size in (96, 192)]
-captions = ["positions, 6 x 6", "positions, 12 x 12", '"blue bus" at 96 px', '"blue bus" at 192 px']
+titles = ["positions, 6 x 6", "positions, 12 x 12", '"blue bus" at 96 px', '"blue bus" at 192 px']
 show(
-    viz.gallery([*columns, *buses], captions, limits=(-1.5, 1.5)),
+    viz.gallery([*columns, *buses], titles, limits=(-1.5, 1.5)),
     alt="A column of the table of positions, small and resized; the map of blue bus with 36 and 144 cells.",
 )
 

@@ -1001,8 +1001,8 @@ def between_lanes(network):
 
 
 typeless = copy.deepcopy(model)
-typeless.vilt.types.data.zero_()
-typeless.mask_lane.type_embedding.data.zero_()
+for types in (typeless.vilt.types, typeless.mask_lane.type_embedding):
+    types.data.zero_()
 
 # %%
 for title, network in {"with types": model, "types removed": typeless}.items():

@@ -345,6 +345,8 @@ def test_runs_and_reports_say_whose_masks_they_were(
     assert read and all(masks is not None for masks in read)
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert (numbers["instances"], numbers["instances_in_training"]) == ("oracle", "oracle")
+    trained = read_record(tmp_path / "run")
+    assert numbers["training"] == {key: trained[key] for key in ("command", "commit", "seed", "samples_seen")}
 
     read.clear()
     assert "instance masks: none (in training: oracle)" in rislib(*evaluate, "--instances", "none")

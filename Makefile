@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Two processes of one thread each: many tests wait for notebooks.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m
+PYTEST := $(TWO) pytest --numprocesses 2 --dist loadfile
 
 .PHONY: install demo test lab lint clean
 
@@ -22,7 +23,7 @@ lint: install
 
 test: lint
 	$(PYTEST)
-	$(BIN)/python -m rislib course run --profile ci --patience 2
+	$(TWO) rislib course run --profile ci --patience 2 --processes 2
 	RISLIB_PROFILE=ci RISLIB_STRICT=1 $(PYTEST) --nbval-lax --nbval-sanitize-with notebooks/nbval.cfg notebooks/solutions
 
 lab: install

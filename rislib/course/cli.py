@@ -51,6 +51,7 @@ def run(
     lessons: Lessons = None,
     profile: Annotated[str, typer.Option(help="ci, cpu or gpu.")] = "ci",
     patience: Annotated[float, typer.Option(help="Multiplies all budgets: for a slow machine.")] = 1.0,
+    processes: Annotated[int, typer.Option(min=1, help="So many run side by side.")] = 1,
     folder: Folder = Path("notebooks"),
     json_file: Annotated[Path, typer.Option("--json", help="The table, to be read by programs.")] = Path(
         "runs/course.json"
@@ -67,7 +68,7 @@ def run(
     width = max((len(str(path)) for path in paths), default=0)
     typer.echo(f"{'notebook':{width}}  seconds  slowest cell  peak memory")
     outcomes = []
-    for outcome in run_all(paths, profile, patience):
+    for outcome in run_all(paths, profile, patience, processes):
         numbers = (
             f"{outcome.seconds:7.1f}  {outcome.slowest_cell_seconds:12.1f}  {outcome.peak_megabytes:8.0f} MB"
         )
@@ -75,7 +76,8 @@ def run(
         for failure in outcome.failures:
             typer.echo(f"    FAILED: {failure}")
         outcomes.append(outcome)
-    record = {"profile": profile, "patience": patience, "notebooks": [asdict(o) for o in outcomes]}
+    record = {"profile": profile, "patience": patience, "processes": processes}
+    record["notebooks"] = [asdict(outcome) for outcome in outcomes]
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps({**record, **provenance()}, indent=1) + "\n")
     if not outcomes or any(outcome.failures for outcome in outcomes):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,18 +61,17 @@ def notebooks(folder: Path, names: Iterable[str] = ()) -> list[Path]:
     return expected + sorted(set(lying) - set(expected))
 
 
-def run(paths: Iterable[Path], profile: str, patience: float = 1.0) -> Iterator[Outcome]:
-    """Run notebooks one after the other.
+def run(paths: Iterable[Path], profile: str, patience: float = 1.0, processes: int = 1) -> Iterator[Outcome]:
+    """Run notebooks, and tell of each as soon as it and those before it are done.
 
     Args:
         profile: decides the budgets, and is given to every notebook as its parameter.
         patience: multiplies the budgets, for slow or busy machines.
+        processes: so many run side by side.
     """
-    budget = BUDGETS[profile]
-    for path in paths:
-        yield run_notebook(
-            path, {"profile": profile}, Budget(budget.lesson * patience, budget.cell * patience)
-        )
+    budget = Budget(BUDGETS[profile].lesson * patience, BUDGETS[profile].cell * patience)
+    with ThreadPoolExecutor(processes) as pool:  # threads that wait, each for a process
+        yield from pool.map(lambda path: run_notebook(path, {"profile": profile}, budget), paths)
 
 
 def run_notebook(path: Path, parameters: dict[str, str], budget: Budget) -> Outcome:

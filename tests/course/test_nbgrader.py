@@ -17,7 +17,7 @@ from rislib.course.master import read_lesson
 
 SHIPPED = Path(__file__).parents[2] / "notebooks"
 LESSON = "00_start_here"
-CELL_SECONDS = 60  # enough to import torch on a busy machine; nbgrader's default is 30
+CELL_SECONDS = 40  # enough to import torch on a busy machine; nbgrader's default is 30
 
 
 @pytest.fixture(autouse=True)

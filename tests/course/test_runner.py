@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from threading import Barrier
 
 import nbformat
 import psutil
@@ -124,6 +126,20 @@ def test_every_notebook_on_disk_is_run(course: Path):
     plain = [course / f"{name}.ipynb" for name in ("01_plain", "solutions/01_plain")]
     assert notebooks(course) == [*lessons, *plain, draft]
     assert notebooks(course, ["01_plain"]) == plain
+
+
+def test_notebooks_run_side_by_side_and_are_told_of_in_their_order(monkeypatch: pytest.MonkeyPatch):
+    both = Barrier(2)
+
+    def run_notebook(path: Path, parameters: dict, budget: Budget) -> Outcome:
+        both.wait(timeout=20)  # one by one, the first would wait in vain
+        if path.name == "a.ipynb":
+            time.sleep(0.2)
+        return Outcome(path.name, ())
+
+    monkeypatch.setattr(runner, "run_notebook", run_notebook)
+    outcomes = runner.run([Path("a.ipynb"), Path("b.ipynb")], "ci", processes=2)
+    assert [outcome.notebook for outcome in outcomes] == ["a.ipynb", "b.ipynb"]
 
 
 def test_the_table_and_its_json(course: Path, monkeypatch: pytest.MonkeyPatch):

@@ -682,16 +682,19 @@ def of_kind(name, kind):
 
 
 kinds = sorted(set(held_out.kinds), key=held_out.kinds.count)
-colours = dict(zip(contestants, [FAINT, "#f2a900", TRUTH, "#c3b8f5", "#6c5ce7", PREDICTION], strict=True))
+colours = dict(zip(contestants, [FAINT, "#f2a900", TRUTH, "#3aa76d", "#6c5ce7", PREDICTION], strict=True))
 
 # %%
 x = "oIoU on held-out sentences of this kind, percent"
-figure, axes = chart("Each kind, each way, each seed", x, width=8, height=5)
+figure, axes = chart("Each kind, each way, each seed", x, width=8, height=7.5)
+for row in range(0, len(kinds), 2):
+    axes.axhspan(row - 0.5, row + 0.5, color=HAIRLINE, alpha=0.4, linewidth=0)
 for k, (name, colour) in enumerate(colours.items()):
     for row, kind in enumerate(kinds):
         found, y = of_kind(name, kind), row + 0.35 - 0.14 * k
-        axes.plot(found, [y] * len(found), "o", color=colour, ms=3.5, alpha=0.5, mew=0)
-        axes.plot(np.mean(found), y, "|", color=colour, ms=8, mew=2.5, label=name if row == 0 else None)
+        axes.plot(found, [y] * len(found), "o", color=colour, ms=5, alpha=0.5, mew=0)
+        axes.plot(np.mean(found), y, "|", color=colour, ms=9, mew=2.5, label=name if row == 0 else None)
+axes.set_ylim(-0.5, len(kinds) - 0.5)
 axes.set_yticks(range(len(kinds)), [f"{kind} ({held_out.kinds.count(kind)})" for kind in kinds])
 axes.grid(axis="x", color=HAIRLINE)
 figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9, handletextpad=0)

@@ -26,8 +26,17 @@ from rislib.nouns import Sample
 PREDICTION = "#e5007d"
 TRUTH = "#00b8d9"
 INK = "#22252b"
-FAINT = "#8a9099"
+QUIET = "#68707b"  # for words
+FAINT = "#8a9099"  # for marks
 HAIRLINE = "#dfe2e7"
+METHODS = {
+    "cris": PREDICTION,
+    "lavt": TRUTH,
+    "magnet": INK,
+    "cm_masksd": "#f2a900",
+    "mail": "#6c5ce7",
+}
+WORDS = {TRUTH: "#007f96", "#f2a900": "#9a6b00"}  # two colours too pale for words on white
 
 DPI = 200  # pictures look sharp on a dense screen; notebooks show them at half that
 GAP = 0.22  # inches between panels
@@ -171,14 +180,20 @@ def chart(
     figure = Drawing((width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left", color=INK, fontsize=10.5, fontweight="bold")
-    axes.set_xlabel(x, color=FAINT, fontsize=9)
-    axes.set_ylabel(y, color=FAINT, fontsize=9)
+    axes.set_xlabel(x, color=QUIET, fontsize=9)
+    axes.set_ylabel(y, color=QUIET, fontsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(HAIRLINE)
     axes.grid(axis="y", color=HAIRLINE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelcolor=FAINT, labelsize=8.5)
+    axes.tick_params(length=0, labelcolor=QUIET, labelsize=9)
     return figure, axes
+
+
+def legend(axes: Axes, **options: Any) -> None:
+    """A legend on white, so that no line of the grid runs through its words. `options` as in matplotlib."""
+    look = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.9, "fontsize": 9, "labelcolor": INK}
+    axes.legend(**(look | options))
 
 
 def bars(
@@ -188,22 +203,64 @@ def bars(
     *,
     colours: str | Sequence[str] = PREDICTION,
     width: float = 7,
+    limit: float = 100,
+    digits: int = 0,
+    groups: int | None = None,
 ) -> Drawing:
-    """Percentages by name, from top to bottom: bars between 0 and 100, each with its number.
+    """Percentages by name, from top to bottom: bars from 0 on, each with its number.
 
     Args:
         percent: names and their values, 0 to 100.
         x: what is counted.
         colours: one for all, or one each.
         width: inches.
+        limit: where the axis ends.
+        digits: of the numbers, behind the point.
+        groups: so many bars belong together; between them and the next is a gap.
     """
-    figure, axes = chart(title, x, width=width, height=0.75 + 0.28 * len(percent))
-    drawn = axes.barh(list(percent), list(percent.values()), color=colours, height=0.68)
-    axes.bar_label(drawn, fmt="%.0f", padding=4, fontsize=9, color=INK)
-    axes.set(xlim=(0, 100), ylim=(len(percent) - 0.4, -0.6), xticks=[])
+    rows = [row + 0.5 * (row // (groups or len(percent))) for row in range(len(percent))]
+    figure, axes = chart(title, x, width=width, height=1.03 + 0.28 * rows[-1])
+    drawn = axes.barh(rows, list(percent.values()), color=colours, height=0.68)
+    axes.bar_label(drawn, fmt=f"%.{digits}f", padding=4, fontsize=9, color=INK)
+    axes.set_yticks(rows, percent)
+    axes.set(xlim=(0, limit), ylim=(rows[-1] + 0.6, -0.6), xticks=[])
     axes.tick_params(labelcolor=INK, labelsize=9)
     axes.spines["bottom"].set_visible(False)
     axes.grid(visible=False)
+    return figure
+
+
+def variants(
+    scores: Mapping[str, Sequence[float]],
+    title: str,
+    x: str = "oIoU on RefMini val, percent",
+    *,
+    colours: Sequence[str] | None = None,
+    limits: tuple[float, float] | None = None,
+    width: float = 7,
+) -> Drawing:
+    """Trainings by name: squares are means with their standard deviation over seeds, dots are single runs.
+
+    Args:
+        scores: names, from top to bottom, and the scores of their runs.
+        x: what is measured.
+        colours: one each.
+        limits: of the axis. Whose mean lies below them stands at the left edge, in figures.
+        width: inches.
+    """
+    figure, axes = chart(title, x, width=width, height=1 + 0.3 * len(scores))
+    for row, values in enumerate(scores.values()):
+        colour, mean = colours[row] if colours else INK, np.mean(values)
+        if limits and mean < limits[0]:
+            axes.text(limits[0], row, f"← {mean:.1f}", color=QUIET, fontsize=9, va="center")
+            continue
+        error = np.std(values, ddof=min(1, len(values) - 1))  # of a single run nothing is known
+        axes.errorbar(mean, row, xerr=error, fmt="s", color=colour, capsize=4, markersize=5)
+        axes.scatter(values, [row - 0.24] * len(values), s=14, color=FAINT, linewidth=0)
+    axes.set_yticks(range(len(scores)), scores)
+    axes.set(xlim=limits, ylim=(len(scores) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color=HAIRLINE, linewidth=0.8)
     return figure
 
 
@@ -242,7 +299,7 @@ def learning_curve(
         axes.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
         average = _moving_average(y, max(1, round(smooth * len(y))))
         axes.plot(x, average, color=colour, linewidth=1.8, solid_capstyle="round")
-        ends.append((average[-1], x[-1], f"{name} {average[-1]:.3g}".strip(), colour))
+        ends.append((average[-1], x[-1], f"{name} {average[-1]:#.3g}".strip(), WORDS.get(colour, colour)))
     line = 11 / (72 * figure.get_figheight() * 0.8) * np.ptp(axes.get_ylim())  # of text, in the metric
     lowest = -np.inf
     for y_end, x_end, text, colour in sorted(ends):  # none covers another
@@ -415,9 +472,12 @@ def _legend(figure: Figure, handles: list, anchor: tuple[float, float]) -> None:
 
 
 def _moving_average(values: np.ndarray, length: int) -> np.ndarray:
-    """The mean of about `length` values around each point; of fewer towards both ends."""
+    """The mean of about `length` values around each point; of fewer towards both ends.
+
+    It begins with the first value: a curve that starts with a mean of what comes after would start too low.
+    """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     middles = np.arange(len(values))
     starts = np.maximum(middles - length // 2, 0)
-    ends = np.minimum(middles + length // 2 + 1, len(values))
+    ends = np.minimum(middles + np.minimum(length // 2, middles) + 1, len(values))
     return (sums[ends] - sums[starts]) / (ends - starts)

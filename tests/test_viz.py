@@ -189,6 +189,24 @@ def test_bars_are_percentages_from_top_to_bottom():
     assert [label.get_text() for label in axes.get_yticklabels()] == ["CRIS", "nothing"] and first > second
 
 
+def test_bars_in_groups_keep_a_distance():
+    figure = viz.bars(dict.fromkeys("abcd", 1.0), "pairs", limit=5, digits=1, groups=2)
+    (axes,) = figure.axes
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in axes.patches]
+    assert np.diff(middles) == pytest.approx([1, 1.5, 1])
+    assert axes.get_xlim() == (0, 5) and [text.get_text() for text in axes.texts] == ["1.0"] * 4
+
+
+def test_variants_show_every_run_and_say_what_lies_outside():
+    scores = {"full": [50.0, 52.0], "once": [48.0], "from scratch": [0.1, 0.3]}
+    (axes,) = viz.variants(scores, "Parts", limits=(45, 60)).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(scores)
+    dots = [points.get_offsets()[:, 0].tolist() for points in axes.collections if len(points.get_offsets())]
+    assert [50.0, 52.0] in dots and [48.0] in dots and [0.1, 0.3] not in dots
+    assert [text.get_text() for text in axes.texts] == ["← 0.2"]
+    assert [bars[0].get_xdata()[0] for bars in axes.containers] == [51.0, 48.0]
+
+
 @pytest.mark.parametrize("draw", [viz.contact_sheet, viz.hero])
 def test_samples_and_predictions_come_in_pairs(draw, three):
     samples, masks = three
@@ -221,7 +239,7 @@ def test_learning_curves_of_several_runs_carry_their_names():
         "LAVT": [{"step": 0, "loss": 0.25}, {"step": 9, "loss": None}],
     }
     labels = [text.get_text() for text in viz.learning_curve(runs).axes[0].texts]
-    assert sorted(labels) == ["CRIS 0.5", "LAVT 0.25"]
+    assert sorted(labels) == ["CRIS 0.500", "LAVT 0.250"]
 
 
 def test_names_at_the_ends_of_curves_do_not_cover_each_other():
@@ -245,7 +263,8 @@ def test_a_metric_that_no_record_has_is_refused():
 def test_moving_average_is_a_mean_of_neighbours(length):
     values = np.random.default_rng(0).normal(size=30)
     half = length // 2
-    naive = [values[max(i - half, 0) : i + half + 1].mean() for i in range(30)]
+    naive = [values[max(i - half, 0) : i + min(half, i) + 1].mean() for i in range(30)]
+    assert naive[0] == values[0]
     assert viz._moving_average(values, length) == pytest.approx(naive)
 
 

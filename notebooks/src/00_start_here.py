@@ -35,7 +35,7 @@ from rislib.methods.cris import cris_mini
 from rislib.predict import Predictor
 from rislib.runs import read_log
 from rislib.training import MINI, fit
-from rislib.viz import bars, contact_sheet, gallery, learning_curve, overlay
+from rislib.viz import TRUTH, bars, contact_sheet, gallery, learning_curve, overlay
 
 # %% [markdown]
 # ## Is everything here?
@@ -67,7 +67,7 @@ for i, thing in enumerate(scene.things):
 # %%
 mask = masks[2]
 show(
-    gallery([image, mask, overlay(image, mask)], ["in: a picture", "out: a mask", "both: an overlay"]),
+    gallery([image, mask, overlay(image, mask, TRUTH)], ["in: a picture", "out: a mask", "both: an overlay"]),
     alt="Three panels: a meadow with two girls, a boy, a ball and two balloons; the mask of the girl "
     "behind the ball, white on black; the same picture with that girl tinted.",
 )
@@ -88,13 +88,13 @@ print(f"mask {mask.shape} {mask.dtype}, {mask.sum()} pixels, {mask.mean():.0%} o
 
 # %%
 people = [i for i, thing in enumerate(scene.things) if thing.category == "person"]
-together = overlay(image, masks[people].any(axis=0))
+together = overlay(image, masks[people].any(axis=0), TRUTH)
 apart = overlay(image, np.zeros_like(mask))
-for i, colour in zip(people, ("#00b8d9", "#f2a900", "#6c5ce7"), strict=True):
+for i, colour in zip(people, (TRUTH, "#f2a900", "#6c5ce7"), strict=True):
     apart.paste(overlay(image, masks[i], colour), mask=Image.fromarray(masks[i]))
 show(
     gallery(
-        [together, apart, overlay(image, mask)],
+        [together, apart, overlay(image, mask, TRUTH)],
         ["semantic: “person”", "instance: each person", "referring: “girl behind the ball”"],
     ),
     alt="The same meadow three times: all three children in one colour; each child in a colour of its "
@@ -205,7 +205,7 @@ asked = {
     "girl furthest left": Form("girl", pick=("left", 1)),
     "girl behind the ball": Form("girl", relation=("behind", Form("ball"))),
 }
-answers = [overlay(image, masks[list(resolve(form, scene))].any(axis=0)) for form in asked.values()]
+answers = [overlay(image, masks[list(resolve(form, scene))].any(axis=0), TRUTH) for form in asked.values()]
 show(
     gallery(answers, [f"“{sentence}”" for sentence in asked], columns=3),
     alt="Six times the same meadow, each time with another thing tinted: " + ", ".join(asked) + ".",

@@ -37,7 +37,7 @@ from rislib.data import build_refmini, decode_segmentation, encode_mask, load_re
 from rislib.data.published import PUBLISHED
 from rislib.data.refmini import FLAVOURS, KINDS, Form, paint, resolve, sample_scene, speak
 from rislib.data.refmini.forms import GROUPS, PLACES
-from rislib.viz import FAINT, HAIRLINE, INK, PREDICTION, TRUTH, Drawing, bars, chart, gallery, overlay
+from rislib.viz import FAINT, HAIRLINE, INK, PREDICTION, TRUTH, Drawing, bars, chart, gallery, legend, overlay
 
 # %% [markdown]
 # ## 1 · One reference
@@ -657,7 +657,7 @@ for i, (flavour, world) in enumerate(worlds.items()):
     label = f"{flavour}, mean {words.mean():.1f}"
     axes.bar(np.arange(20) + 0.28 * (i - 1), shares, width=0.26, color=colours[flavour], label=label)
 axes.set(xlim=(0.4, 19.6), xticks=range(1, 20))
-axes.legend(frameon=False)
+legend(axes)
 show(
     figure,
     alt="Words per sentence: most have two to five in refmini and refmini+, five to twelve in refminig.",
@@ -674,7 +674,7 @@ for flavour, world in worlds.items():
     percent = [100 * kinds.count(kind) / len(kinds) for kind in KINDS]
     axes.scatter(percent, KINDS, s=55, color=colours[flavour], label=flavour)
 axes.invert_yaxis()
-axes.legend(frameon=False, loc="lower right")
+legend(axes, loc="lower right")
 show(
     figure,
     alt="Shares of the kinds in the three flavours: refmini is half location, refmini+ has none of it.",
@@ -694,7 +694,7 @@ for name, shares, colour in (("RefCOCO", people, INK), ("RefMini", ours, TRUTH))
     label = f"{name}, {shares['sentences']:,} sentences"
     axes.scatter([shares[kind] for kind in kinds], kinds, s=55, color=colour, label=label, zorder=2)
 axes.invert_yaxis()
-axes.legend(frameon=False, loc="lower right")
+legend(axes, loc="lower right")
 show(figure, alt="Shares of location, colour, size and so on: RefCOCO and RefMini lie close together.")
 
 # %% [markdown]

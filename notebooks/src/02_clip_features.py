@@ -591,9 +591,9 @@ def cosine_maps(picture, texts, size=96):
 # %%
 def lit(picture, cosines):
     """A picture in the light of a map (h, w)."""
-    light = Image.fromarray((cosines - 0.4).div(0.4).clamp(0.07, 1).mul(255).byte().numpy())
+    light = Image.fromarray((cosines - 0.4).div(0.4).clamp(0.12, 1).mul(255).byte().numpy())
     light = light.resize(picture.size, Image.Resampling.NEAREST)
-    return Image.composite(picture, Image.new("RGB", picture.size, "#0f0d33"), light)
+    return Image.composite(picture, Image.new("RGB", picture.size, "#59607a"), light)
 
 
 # %%
@@ -805,15 +805,15 @@ show(figure, alt=f"Overall IoU against the threshold, highest at {best:.2f}.")
 
 # %% [markdown]
 # With this threshold, and no further choice, to val. What should we compare with? Two answers need no
-# network: *nothing* and *everything*. Two more show what is missing. In one, an oracle fills in the 6 x 6
-# cells: how much of each does the thing cover? The other is CRIS from lesson 04, which starts from a CLIP
-# like ours and is then trained with masks.
+# network: *nothing* and *the whole picture*. Two more show what is missing. In one, an oracle fills in the
+# 6 x 6 cells: how much of each does the thing cover? The other is CRIS from lesson 04, which starts from a
+# CLIP like ours and is then trained with masks.
 
 # %%
 maps, covered = ask(val)
 answers = {
     "nothing": [np.zeros_like(sample.mask) for sample in val],
-    "everything": [np.ones_like(sample.mask) for sample in val],
+    "the whole picture": [np.ones_like(sample.mask) for sample in val],
     "CLIP, zero-shot": masks_from(maps, val, best),
     "oracle, 6 x 6 cells": masks_from(covered, val, 0.5),
 }
@@ -824,7 +824,7 @@ low, high = scores["CLIP, zero-shot"].interval("oIoU")
 print(f"zero-shot: {results['CLIP, zero-shot']:.1f} oIoU, 95 % interval {low:.1f} to {high:.1f}, n = {n}")
 
 # %%
-colours = [viz.FAINT, viz.FAINT, viz.PREDICTION, viz.TRUTH, viz.INK]
+colours = [viz.FAINT, viz.FAINT, "#3aa76d", viz.TRUTH, viz.METHODS["cris"]]
 show(
     viz.bars(results, "Whose masks?", f"oIoU in percent, {n} expressions of val", colours=colours),
     alt="; ".join(f"{name}: {value:.0f} oIoU" for name, value in results.items()),
@@ -873,7 +873,12 @@ kinds = sorted((kind for kind in KINDS if kind in pointing), key=pointing.get, r
 by_kind = {kind: pointing[kind] for kind in kinds} | {"chance": pointing["chance"]}
 colours = [viz.PREDICTION] * len(kinds) + [viz.FAINT]
 show(
-    viz.bars(by_kind, "Points right", f"percent of {pointing['n']:,} expressions of val", colours=colours),
+    viz.bars(
+        by_kind,
+        "The brightest cell lies on the thing",
+        f"percent of {pointing['n']:,} expressions of val",
+        colours=colours,
+    ),
     alt="; ".join(f"{kind}: {value:.0f} %" for kind, value in by_kind.items()),
 )
 

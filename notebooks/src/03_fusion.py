@@ -48,7 +48,7 @@ large = draw_picture("lesson 03/look/53", "val", "refmini", 384).painting
 expression = "person to the left of the green kite"
 wanted = next(i for i, said in scene.references.items() if expression in [e.text for e in said])
 show(
-    gallery([overlay(large.image, large.masks[wanted])], [f"“{expression}”"], width=4.5),
+    gallery([overlay(large.image, large.masks[wanted], TRUTH)], [f"“{expression}”"], width=4.5),
     alt=f"A man and a girl in the snow, a red and a green kite. The man is tinted: {expression}.",
 )
 
@@ -815,7 +815,7 @@ show(
 # The tint is the answer, the blue line the truth. Do not expect much: this is a head of seconds, and a
 # relation between two things is one of the hardest kinds.
 #
-# And these are the maps. The picture shines through where the cells read a token, and fades where they do
+# And these are the maps. The picture shines through where the cells read a token, and is dark where they do
 # not. Each panel has its own scale; the numbers are the token's mean share over all cells, and its highest.
 
 
@@ -827,9 +827,10 @@ def tokens_of(sentence):
 
 
 def spotlight(strength):
-    """The picture where strength (384, 384) is highest, nearly white where it is 0."""
-    light = strength[..., None] / strength.max()
-    return light * np.asarray(large.image) / 255 + (1 - light) * 0.97
+    """The picture where strength (384, 384) is highest, grey and dark where it is 0."""
+    light, picture = strength[..., None] / strength.max(), np.asarray(large.image) / 255
+    grey = 0.25 * picture.mean(axis=2, keepdims=True) + 0.75 * np.array([0.36, 0.39, 0.45])
+    return light * picture + (1 - light) * grey
 
 
 def share_of(token, strength):

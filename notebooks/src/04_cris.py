@@ -212,9 +212,9 @@ print("in one call the same:", torch.allclose(logits, in_one, atol=1e-5))
 figure, axes = viz.chart("What one pixel costs", "inner product of pixel and sentence (logit)", "loss")
 logit = torch.linspace(-6, 6, 121)
 axes.plot(logit, -F.logsigmoid(logit), color=viz.PREDICTION, linewidth=2)
-axes.plot(logit, -F.logsigmoid(-logit), color=viz.TRUTH, linewidth=2)
+axes.plot(logit, -F.logsigmoid(-logit), color=viz.FAINT, linewidth=2)
 axes.text(-4.2, 4.9, "pixel of the object:\npulled to the text", color=viz.PREDICTION, fontsize=9)
-axes.text(4.2, 4.9, "any other pixel:\npushed away", color=viz.TRUTH, fontsize=9, ha="right")
+axes.text(4.2, 4.9, "any other pixel:\npushed away", color=viz.QUIET, fontsize=9, ha="right")
 show(
     figure,
     alt="Two mirrored curves. On the object the loss falls as the logit grows; elsewhere it rises.",
@@ -498,12 +498,12 @@ print(f"{len(asked)} expressions, logits {tuple(logits.shape)}, targets {tuple(t
 inside = F.interpolate(targets, logits.shape[2:], mode="area") > 0.5
 figure, axes = viz.chart("Pixels against their sentence", "logit", "share of these pixels")
 bins = np.linspace(-20, 20, 81)
-for pixels_of, name, colour in ((inside, "object", viz.PREDICTION), (~inside, "elsewhere", viz.TRUTH)):
+for pixels_of, name, colour in ((inside, "object", viz.PREDICTION), (~inside, "elsewhere", viz.FAINT)):
     values = logits[pixels_of].clamp(-20, 20).numpy()
     share = np.full(len(values), 1 / len(values))
     axes.hist(values, bins, weights=share, color=colour, alpha=0.55, label=name)
 axes.axvline(0, color=viz.INK, linewidth=0.8)
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+viz.legend(axes)
 show(figure, alt="Histogram of logits: pixels of the object and all others, each summing to one.")
 
 # %% [markdown]
@@ -703,7 +703,7 @@ for name, colour in (("mIoU", viz.PREDICTION), ("oIoU", viz.TRUTH)):
 for level, name in ((0.35, "CRIS"), (0.5, "LAVT")):
     axes.axvline(level, color=viz.FAINT, linewidth=0.9, linestyle=":")
     axes.text(level + 0.006, axes.get_ylim()[0], name, fontsize=8.5, color=viz.FAINT, va="bottom")
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+viz.legend(axes)
 show(figure, alt=f"mIoU and oIoU over the threshold; best at {best['mIoU']:.1f} and {best['oIoU']:.1f}.")
 
 # %% [markdown]
@@ -814,7 +814,7 @@ areas = [mask.sum() for mask in truths]
 for name, scores, colour in (("Bold", bold, viz.PREDICTION), ("Even", even, viz.TRUTH)):
     label = f"{name}: oIoU {scores.overall_iou():.0f}, mIoU {scores.mean_iou():.0f}"
     axes.scatter(areas, 100 * scores.ious(), s=18, color=colour, alpha=0.75, linewidth=0, label=label)
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK, loc="center right")
+viz.legend(axes, loc="center right")
 show(
     figure,
     alt="IoU over size. Bold: 0 for small things, 100 for large ones. Even: about 66 for all.",
@@ -849,21 +849,11 @@ for one in recorded("cris_ablation")["runs"]:
     ablation.setdefault(one["variant"], {})[one["seed"]] = one["mIoU"]
 
 
-def spread(values):
-    """The standard deviation of a few runs."""
-    return np.std(values, ddof=1)
-
-
 # %%
-figure, axes = viz.chart("Mini CRIS without some of its parts", "mIoU, percent", height=2.6)
-for row, (variant, by_seed) in enumerate(reversed(ablation.items())):
-    values = list(by_seed.values())
-    colour = viz.PREDICTION if variant == "full" else viz.INK
-    axes.errorbar(np.mean(values), row, xerr=spread(values), fmt="s", color=colour, capsize=4, markersize=5)
-    axes.scatter(values, [row + 0.22] * len(values), s=14, color=viz.FAINT, linewidth=0)
-axes.set_yticks(range(len(ablation)), [name.replace("_", " ") for name in reversed(ablation)])
-axes.set_ylim(-0.5, len(ablation) - 0.3)
-axes.grid(axis="x", color=viz.HAIRLINE, linewidth=0.8)
+scores = {variant.replace("_", " "): list(by_seed.values()) for variant, by_seed in ablation.items()}
+colours = [viz.PREDICTION if variant == "full" else viz.INK for variant in ablation]
+x = "mIoU on RefMini val, percent"
+figure = viz.variants(scores, "Mini CRIS without some of its parts", x, colours=colours)
 show(figure, alt="mIoU of five variants: mean, standard deviation over seeds, and every single run.")
 
 # %% [markdown]

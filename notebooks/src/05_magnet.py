@@ -77,9 +77,10 @@ sentences = ("yellow umbrella", "red umbrella")
 
 # %%
 def spotlight(image, mask):
-    """The picture, pale but where the mask lies."""
+    """The picture, pale but where the mask lies, and a line around that."""
     pale = Image.blend(image, Image.new("RGB", image.size, "white"), 0.75)
-    return Image.composite(image, pale, Image.fromarray(mask))
+    lit = Image.composite(image, pale, Image.fromarray(mask))
+    return viz.overlay(lit, np.zeros_like(mask), truth=mask, scale=4)
 
 
 panels = [spotlight(image, masks[wanted[said.split()[0]]]) for said in sentences]
@@ -416,7 +417,7 @@ figure, axes = viz.chart("Four gates learn to be half open", "step of Adam", "me
 looks = ((viz.PREDICTION, "-"), (viz.INK, ":"), (viz.TRUTH, "-"), ("#f2a900", "--"))
 for (name, factors), (colour, style) in zip(beginnings.items(), looks, strict=True):
     axes.plot(train_gate(begin(*factors)), style, color=colour, linewidth=2, label=name)
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+viz.legend(axes)
 show(
     figure, alt="Two curves rise towards 0.5: second zero, both small. Two stay at 0: both zero, first zero."
 )
@@ -916,8 +917,9 @@ def guess(samples, positions, shown):
 
 # %%
 def top_five(guessed, truth):
-    """{title: probabilities (V,)} -> for each the five likeliest words; the true one is pink."""
+    """{title: probabilities (V,)} -> for each the five likeliest words; the hidden one is pink."""
     figure = viz.Drawing((9, 1.9), layout="constrained")
+    most = 125 * max(probability.max().item() for probability in guessed.values())
     for number, (title, probability) in enumerate(guessed.items(), 1):
         axes = figure.add_subplot(1, len(guessed), number)
         best = probability.topk(5)
@@ -926,7 +928,7 @@ def top_five(guessed, truth):
         drawn = axes.barh(range(5), 100 * best.values, color=colours)
         axes.bar_label(drawn, fmt="%.0f", padding=3, fontsize=9, color=viz.INK)
         axes.set_title(title, fontsize=9.5, color=viz.INK)
-        axes.set(xlim=(0, 115), xticks=[], yticks=range(5), yticklabels=words, ylim=(4.6, -0.6))
+        axes.set(xlim=(0, most), xticks=[], yticks=range(5), yticklabels=words, ylim=(4.6, -0.6))
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labelsize=9, labelcolor=viz.INK)
     return figure
@@ -949,11 +951,12 @@ def ask(sample, position):
 game = list({sample.image_id: sample for sample in coloured}.values())[:8]
 pictures, bars, said = ask(game[0], cut(game[0])[0])
 shown_pictures = show(pictures, alt=f"Two pictures, each pale but for one thing, and a grey one: {said}.")
-shown_bars = show(bars, alt="The five likeliest words for each of the three. The true word is pink.")
+shown_bars = show(bars, alt="The five likeliest words for each of the three. The hidden one is pink.")
 
 # %% [markdown]
-# Where the picture is not pale, there lies the mask. Pink is the word that was hidden, and the numbers are
-# percent. Choose another sentence, and another word to hide: are names and places seen as well?
+# Where the picture is not pale, there lies the mask. The pink bar is the word that was hidden; where none is
+# pink, it is not among the five. The numbers are percent. Choose another sentence, and another word to hide:
+# are names and places seen as well?
 
 # %%
 sentence = ipywidgets.Dropdown(
@@ -969,7 +972,7 @@ def again(change):
         hidden.value = cut(sample)[0]
     pictures, bars, said = ask(sample, hidden.value)
     shown_pictures.update(pictures, alt=f"Two pictures, each pale but for one thing, and a grey one: {said}.")
-    shown_bars.update(bars, alt="The five likeliest words for each of the three. The true word is pink.")
+    shown_bars.update(bars, alt="The five likeliest words for each of the three. The hidden one is pink.")
 
 
 # %%
@@ -1023,8 +1026,9 @@ by_sight = {
 
 # %%
 percent = {f"{kind}, {shown}": by[kind] for kind in by_sight["its picture"] for shown, by in by_sight.items()}
-colours = [viz.PREDICTION, viz.TRUTH, viz.FAINT] * 3
-figure = viz.bars(percent, "Hidden words that LAVT's head found", "found, percent", colours=colours)
+colours = [viz.PREDICTION, viz.INK, viz.FAINT] * 3
+title = "Hidden words that LAVT's head found"
+figure = viz.bars(percent, title, "found, percent", colours=colours, groups=3)
 show(figure, alt="; ".join(f"{name}: {value:.0f} %" for name, value in percent.items()))
 for kind, with_picture in by_sight["its picture"].items():
     times = with_picture / by_sight["words alone"][kind]
@@ -1192,23 +1196,23 @@ def follow(points, steps, rate=0.5):
 
 
 # %%
-looks = ((OUTSIDE, viz.TRUTH, "o", 38), (INSIDE, viz.PREDICTION, "o", 38), (SENTENCE, viz.INK, "*", 150))
+looks = ((OUTSIDE, viz.FAINT, "o", 38), (INSIDE, viz.PREDICTION, "o", 38), (SENTENCE, viz.INK, "*", 150))
 figure = viz.Drawing((9, 3.3), layout="constrained")
 for number, steps in enumerate((0, 10, 200), 1):
     points, force, loss = follow(start, steps)
     points[SENTENCE] *= 0.85  # drawn a little inside, so that it hides no pixel
-    axes = figure.add_subplot(1, 3, number, aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5))
+    axes = figure.add_subplot(1, 3, number, aspect="equal", xlim=(-1.25, 1.25), ylim=(-1.25, 1.25))
     axes.set_axis_off()
     axes.set_title(f"after {steps} steps: loss {loss:.2f}", fontsize=10, color=viz.INK)
     axes.add_patch(Circle((0, 0), 1, fill=False, color=viz.HAIRLINE))
     for part, colour, marker, size in looks:
         axes.quiver(*points[part].T, *force[part].T, color=colour, scale=2, width=0.007, alpha=0.6)
         axes.scatter(*points[part].T, s=size, color=colour, marker=marker, alpha=0.8, linewidth=0)
-show(figure, alt="Points on a circle: mixed at first; in the end pink ones at the star, blue ones far away.")
+show(figure, alt="Points on a circle: mixed at first; in the end pink ones at the star, grey ones far away.")
 
 # %% [markdown]
-# *Pink: pixels of the object. Blue: all others. The star is the sentence. Arrows: where the loss sends them.
-# Pink is pulled together, and to the star; blue is pushed away. Blue points do not look for each other: they
+# *Pink: pixels of the object. Grey: all others. The star is the sentence. Arrows: where the loss sends them.
+# Pink is pulled together, and to the star; grey is pushed away. Grey points do not look for each other: they
 # only flee, to the one side that is left. In 64 dimensions there is room for many sides.*
 #
 # **Try.** Give `both_losses` a temperature of 0.1. Who still moves?
@@ -1234,7 +1238,7 @@ truth = torch.from_numpy(masks[wanted["yellow"]])[None, None].float()
 covered = F.interpolate(truth, (24, 24), mode="area").flatten()  # 0 outside, 1 inside, between at the border
 
 # %%
-groups = {"elsewhere": (covered == 0, viz.TRUTH), "object": (covered > 0.5, viz.PREDICTION)}
+groups = {"elsewhere": (covered == 0, viz.FAINT), "object": (covered > 0.5, viz.PREDICTION)}
 figure = viz.Drawing((9, 3.6), layout="constrained")
 for number, (title, network) in enumerate({"before": untrained, "after": model}.items(), 1):
     seen, heard = vectors(network, "yellow umbrella")
@@ -1245,8 +1249,8 @@ for number, (title, network) in enumerate({"before": untrained, "after": model}.
     for name, (part, colour) in groups.items():
         axes.scatter(*((seen[part] - middle) @ axis).T, s=14, color=colour, alpha=0.5, label=name)
     axes.scatter(*((heard - middle) @ axis).T, s=160, color=viz.INK, marker="*", label="sentence")
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
-show(figure, alt="Pixels as points in two dimensions, before and after: the object's pink, all others blue.")
+viz.legend(axes)
+show(figure, alt="Pixels as points in two dimensions, before and after: the object's pink, all others grey.")
 
 # %%
 for title, network in {"before": untrained, "after": model}.items():
@@ -1329,15 +1333,9 @@ for one in recorded("magnet_ablation")["runs"]:
 
 
 # %%
-figure, axes = viz.chart("Parts of MagNet, mini world", "oIoU, percent", height=1 + 0.32 * len(ablation))
-for row, by_seed in enumerate(ablation.values()):
-    values = list(by_seed.values())
-    error = np.std(values, ddof=min(1, len(values) - 1))  # of a single run nothing is known
-    axes.errorbar(np.mean(values), row, xerr=error, fmt="s", color=viz.INK, capsize=4, markersize=5)
-    axes.scatter(values, [row - 0.24] * len(values), s=14, color=viz.FAINT, linewidth=0)
-axes.set_yticks(range(len(ablation)), CAPTIONS.values())
-axes.set_ylim(len(ablation) - 0.4, -0.6)
-axes.grid(axis="x", color=viz.HAIRLINE, linewidth=0.8)
+scores = {CAPTIONS[variant]: list(by_seed.values()) for variant, by_seed in ablation.items()}
+colours = [viz.METHODS[variant.split("+")[0]] for variant in ablation]
+figure = viz.variants(scores, "Parts of MagNet, mini world", colours=colours)
 show(figure, alt="oIoU of each variant: mean, standard deviation over seeds, and every single run.")
 
 # %% [markdown]

@@ -1107,19 +1107,14 @@ ablation = {name: by_seed for name, by_seed in ablation.items() if by_seed}
 # %%
 if ablation:
     title = "MaIL and its variants, mini world"
-    figure, axes = viz.chart(title, "oIoU, percent", height=1 + 0.3 * len(ablation))
-    for row, by_seed in enumerate(ablation.values()):
-        values = [one["oIoU"] for one in by_seed.values()]
-        error = np.std(values, ddof=min(1, len(values) - 1))  # of a single run nothing is known
-        axes.errorbar(np.mean(values), row, xerr=error, fmt="s", color=viz.INK, capsize=4, markersize=5)
-        axes.scatter(values, [row - 0.24] * len(values), s=14, color=viz.FAINT, linewidth=0)
-    axes.set_yticks(range(len(ablation)), [CAPTIONS.get(name, name) for name in ablation])
-    axes.set_ylim(len(ablation) - 0.4, -0.6)
-    axes.grid(axis="x", color=viz.HAIRLINE, linewidth=0.8)
+    scores = {CAPTIONS[name]: [one["oIoU"] for one in runs.values()] for name, runs in ablation.items()}
+    colours = [viz.METHODS["mail"]] * len(scores)
+    figure = viz.variants(scores, title, colours=colours, limits=(45, 62))
     show(figure, alt="oIoU of each variant: mean, standard deviation over seeds, and every single run.")
 
 # %% [markdown]
-# *Squares: mean and standard deviation over the seeds. Grey dots: the single runs.* As before we compare in
+# *Squares: mean and standard deviation over the seeds. Grey dots: the single runs. An arrow: far to the left,
+# its mean.* As before we compare in
 # pairs, seed by seed, and believe a difference only if all seeds agree on its sign. (That is the least to
 # ask: by luck alone three seeds agree one time in four. Lesson 08 asks for more.)
 

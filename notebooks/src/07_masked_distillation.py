@@ -379,9 +379,8 @@ def where_things_lie(network):
 
 # %%
 before = where_things_lie(model)
-title = f"{len(asked)} things, which cover {100 * many.mask.mean():.0f} % of their pictures"
-colours = [viz.PREDICTION, *3 * [viz.FAINT]]
-figure = viz.bars(before, title, "percent of the thing's area, before training", colours=colours)
+counted = f"percent of {len(asked)} things' area, which is {100 * many.mask.mean():.0f} % of their pictures"
+figure = viz.bars(before, "In which quarter does the thing lie? Before training", counted, colours=viz.FAINT)
 show(figure, alt="; ".join(f"{name}: {value:.0f} %" for name, value in before.items()))
 held = before[NAMES[0]]
 print(f"The top K hold {held:.0f} % of a thing, {'more' if held > 25 else 'less'} than by lot.")
@@ -512,9 +511,9 @@ def moved(network, sentence):
 
 
 # %%
-def heat(values, down, across, y, x):
+def heat(values, down, across, y, x, title=""):
     """A table of numbers, dark where they are high; below 0.05 a dot, and where they are 0 nothing."""
-    figure, axes = viz.chart("", x, y, width=6.4, height=0.7 + 0.38 * len(down))
+    figure, axes = viz.chart(title, x, y, width=6.4, height=0.7 + 0.38 * len(down))
     low, high = np.nanmin(values), np.nanmax(values)
     axes.imshow(values, cmap="RdPu", vmin=low, vmax=2 * high - low, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
@@ -833,7 +832,8 @@ both = {}
 for name in NAMES:
     both |= {f"{name}, before": before[name], f"{name}, after": after[name]}
 print_kinds(model)
-figure = viz.bars(both, "Where things lie", "percent of their area", colours=4 * [viz.FAINT, viz.PREDICTION])
+colours = 4 * [viz.FAINT, viz.PREDICTION]
+figure = viz.bars(both, "In which quarter?", "percent of the things' area", colours=colours, groups=2)
 show(figure, alt="; ".join(f"{name}: {value:.0f} %" for name, value in both.items()))
 
 # %%
@@ -854,6 +854,8 @@ if followed:
     figure, axes = viz.chart("Which part of the thing lies in the top K?", "samples trained on", "percent")
     axes.plot(moments, percents, "o-", color=viz.PREDICTION, linewidth=2)
     axes.axhline(followed["chance"], color=viz.FAINT, linestyle=":", linewidth=1.5)
+    axes.text(moments[-1], followed["chance"] + 2, "by lot", fontsize=9, color=viz.QUIET, ha="right")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_ylim(0, 100)
     show(figure, alt=f"{percents[0]:.0f} percent at first, {percents[-1]:.0f} in the end.")
     print(f"First {percents[0]:.0f} %, at the lowest {min(percents):.0f} %, in the end {percents[-1]:.0f} %.")
@@ -912,10 +914,14 @@ figure = viz.Drawing((9.6, 2.7), layout="constrained")
 for number, (title, path) in enumerate(toys.items(), 1):
     axes = figure.add_subplot(1, 4, number, ylim=(-0.02, 1.02), xticks=(0, 150, 300))
     axes.set_title(title, fontsize=9.5, color=viz.INK)
-    axes.plot(path[:, 1], color=viz.TRUTH, linewidth=1.2, linestyle=":")
-    axes.plot(path[:, 0], color=viz.PREDICTION, linewidth=1.4)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, labelcolor=viz.FAINT, color=viz.HAIRLINE)
+    students = axes.plot(path[:, 1], color=viz.TRUTH, linewidth=1.2, linestyle=":")
+    teachers = axes.plot(path[:, 0], color=viz.PREDICTION, linewidth=1.4)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(viz.HAIRLINE)
+    axes.tick_params(labelsize=8, labelcolor=viz.QUIET, length=0)
+    axes.set_xlabel("step", fontsize=8.5, color=viz.QUIET)
+figure.axes[0].set_ylabel("probability", fontsize=8.5, color=viz.QUIET)
+viz.legend(figure.axes[0], handles=[teachers[0], students[0]], labels=["teachers", "students"], fontsize=8)
 show(figure, alt="Stopped, students come to their teachers. Flowing, all run to 0 or 1, or below the truth.")
 
 # %% tags=["nbval-check-output"]
@@ -1005,20 +1011,14 @@ for one in sorted(runs, key=lambda one: [*CAPTIONS].index(one["variant"])):
 # %%
 if ablation:
     title = "CM-MaskSD and its variants, mini world"
-    figure, axes = viz.chart(title, "oIoU, percent", height=1 + 0.3 * len(ablation))
-    for row, by_seed in enumerate(ablation.values()):
-        values = [one["oIoU"] for one in by_seed.values()]
-        error = np.std(values, ddof=min(1, len(values) - 1))  # of a single run nothing is known
-        axes.errorbar(np.mean(values), row, xerr=error, fmt="s", color=viz.INK, capsize=4, markersize=5)
-        axes.scatter(values, [row - 0.24] * len(values), s=14, color=viz.FAINT, linewidth=0)
-    axes.set_yticks(range(len(ablation)), [CAPTIONS[name] for name in ablation])
-    axes.set_ylim(len(ablation) - 0.4, -0.6)
-    axes.grid(axis="x", color=viz.HAIRLINE, linewidth=0.8)
+    scores = {CAPTIONS[name]: [one["oIoU"] for one in runs.values()] for name, runs in ablation.items()}
+    colours = [viz.METHODS["cm_masksd"]] * len(scores)
+    figure = viz.variants(scores, title, colours=colours, limits=(37, 49))
     show(figure, alt="oIoU of each variant: mean, standard deviation over seeds, and every single run.")
 
 # %% [markdown]
-# *Squares: mean and standard deviation over the seeds. Grey dots: the single runs. V2: the sentence with
-# holes simply goes the way of the main branch.*
+# *Squares: mean and standard deviation over the seeds. Grey dots: the single runs. An arrow: far to the left,
+# its mean. V2: the sentence with holes simply goes the way of the main branch.*
 #
 # As before we compare in pairs, seed by seed, and believe a difference only if all seeds agree on its sign.
 # (That is the least to ask: by luck alone three seeds agree one time in four. Lesson 08 asks for more.)
@@ -1081,10 +1081,12 @@ for title, (study, *variants) in LONGER.items():
 if {"plain", "both"} <= ablation.keys():
     together = pairs("both", "plain")
     kinds = {kind: numbers["n"] for kind, numbers in together[0][0]["by_kind"].items()}
-    figure, axes = viz.chart("What distillation gives", "oIoU, both - plain", height=0.9 + 0.28 * len(kinds))
+    figure, axes = viz.chart(
+        "What distillation gives", "points of oIoU, both − plain", height=0.9 + 0.28 * len(kinds)
+    )
     for row, kind in enumerate(kinds):
         change = [one["by_kind"][kind]["oIoU"] - other["by_kind"][kind]["oIoU"] for one, other in together]
-        axes.scatter(change, [row] * len(change), s=16, color=viz.FAINT, linewidth=0)
+        axes.scatter(change, [row - 0.24] * len(change), s=16, color=viz.FAINT, linewidth=0)
         axes.plot(np.mean(change), row, "s", color=viz.PREDICTION, markersize=6)
     axes.axvline(0, color=viz.INK, linewidth=0.8)
     axes.set_yticks(range(len(kinds)), [f"{kind} ({n})" for kind, n in kinds.items()])
@@ -1109,7 +1111,7 @@ if grid:
     table = np.array([[np.mean(grid.get((top, alpha), np.nan)) for alpha in alphas] for top in tops])
     down, across = ([f"{100 * share:.0f} %" for share in shares] for shares in (tops, alphas))
     show(
-        heat(table, down, across, "K", "α"),
+        heat(table, down, across, "K: who may go", "α: share of these that goes", "oIoU, percent"),
         alt=f"oIoU from {np.nanmin(table):.0f} to {np.nanmax(table):.0f}.",
     )
 

@@ -42,7 +42,7 @@ from rislib.evaluation.metrics import intersection_and_union
 from rislib.methods.cris import cris_mini
 from rislib.predict import Predictor
 from rislib.study.claims import PUBLISHED
-from rislib.study.figures import COLOURS, ERROR_COLOURS
+from rislib.study.figures import ERROR_COLOURS
 from rislib.study.report import LABELS, NAMES
 from rislib.training import MINI, fit
 
@@ -485,11 +485,12 @@ def width(runs, metric="oIoU"):
 # %%
 alone = replace(scores, image_ids=list(range(len(scores))))  # as if each sentence had a picture of its own
 draws = {"by pictures": scores.by_picture(), "by sentences": alone.by_picture()}
+bins = np.linspace(*np.quantile(redrawn(draws["by pictures"]), (0, 1)), 41)
 figure, axes = viz.chart("The same answers, redrawn 1,000 times", "oIoU, percent", "redraws", height=2.6)
 for (name, counted), colour in zip(draws.items(), (viz.INK, "#f2a900"), strict=True):
     label = f"{name}: 95 % within {width([counted]):.1f} points"
-    axes.hist(redrawn(counted), 40, color=colour, alpha=0.55, label=label)
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+    axes.hist(redrawn(counted), bins, histtype="step", linewidth=1.8, color=colour, label=label)
+viz.legend(axes)
 show(figure, alt="; ".join(f"{n}, 95 % within {width([c]):.1f} points" for n, c in draws.items()))
 ratio = width([draws["by pictures"]]) / max(width([draws["by sentences"]]), 1e-9)
 print(f"{len(scores)} sentences, {len(asked.by_image())} pictures.", end=" ")
@@ -519,7 +520,7 @@ def mean_of(runs, metric="oIoU"):
     return np.mean([run[metric] for run in runs])
 
 
-COLOUR = {name: COLOURS[method] for method, name in NAMES.items()}
+COLOUR = {name: viz.METHODS[method] for method, name in NAMES.items()}
 
 # %%
 if runs := study():
@@ -663,7 +664,7 @@ p = (1 + (np.abs(tossed) >= abs(seen)).sum()) / 1001
 figure, axes = viz.chart("If it were luck", "mean difference, points of IoU", "tosses", height=2.4)
 axes.hist(tossed, 40, color=viz.FAINT, alpha=0.6)
 axes.axvline(seen, color=viz.PREDICTION, linewidth=2, label=f"seen: {seen:+.1f}, p = {p:.3f}")
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+viz.legend(axes)
 show(figure, alt=f"A histogram of tosses around 0, and a line at what was seen: {seen:+.1f}, p = {p:.3f}.")
 
 # %% [markdown]
@@ -711,7 +712,7 @@ if runs := study(key="anatomy"):
         points = swept(seeds, "cris_2022", "mIoU")
         axes.plot(points.keys(), points.values(), color=COLOUR[name], linewidth=1.8, label=name)
     axes.axvline(0.35, color=viz.FAINT, linewidth=0.9, linestyle=":")
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    viz.legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
     show(figure, alt=f"mIoU over the threshold: {', '.join(runs)}. A line at CRIS's own, 0.35.")
 
 # %%
@@ -899,7 +900,8 @@ bought = {
     "+ empty answers left out": 100 * (boxed.sum(axis=2) / np.maximum(said.sum(axis=2), 1)).max(),
 }
 colours = [viz.INK, *4 * [viz.FAINT]]
-figure = viz.bars(bought, "Leak by leak", f"mIoU of {few} sentences of testA, percent", colours=colours)
+counted = f"mIoU of {few} sentences of testA, percent"
+figure = viz.bars(bought, "Leak by leak", counted, colours=colours, digits=1)
 show(figure, alt="; ".join(f"{name}: {value:.1f}" for name, value in bought.items()))
 for (_, less), (name, more) in itertools.pairwise(bought.items()):
     print(f"{name:33}{more - less:+.2f}")
@@ -929,7 +931,7 @@ for name, seeds in study().items():
 objects = with_instances(asked, "oracle")
 lots = np.random.default_rng(0)
 tricks = {
-    "everything": lambda things: things.any(axis=0),
+    "all things at once": lambda things: things.any(axis=0),
     "the largest thing": lambda things: things[things.sum(axis=(1, 2)).argmax()],
     "a thing by lot": lambda things: things[lots.integers(len(things))],
 }
@@ -946,7 +948,8 @@ blind["our network, another picture's words"] = evaluate(model, shuffled(asked),
 blind["our network"] = scores
 percent = {name: counted.overall_iou() for name, counted in blind.items()}
 colours = [*3 * [viz.FAINT], *2 * [viz.INK], viz.PREDICTION]
-figure = viz.bars(percent, "Who cannot read, and who can", f"oIoU of {len(asked)} sentences", colours=colours)
+counted = f"oIoU of {len(asked)} sentences, percent"
+figure = viz.bars(percent, "Who cannot read, and who can", counted, colours=colours)
 show(figure, alt="; ".join(f"{name}: {value:.0f}" for name, value in percent.items()))
 print("mIoU:", ", ".join(f"{name} {counted.mean_iou():.0f}" for name, counted in blind.items()))
 
@@ -997,8 +1000,9 @@ def stacked(counts, title):
     rows, left = list(counts), np.zeros(len(counts))
     for error, colour in zip(ERRORS, ERROR_COLOURS, strict=True):
         share = np.array([100 * counts[row][error] / sum(counts[row].values()) for row in rows])
-        axes.barh(rows, share, left=left, color=colour, height=0.7, label=error)
+        axes.barh(range(len(rows)), share, left=left, color=colour, height=0.7, label=error)
         left += share
+    axes.set_yticks(range(len(rows)), [f"{row} ({sum(counts[row].values()):,})" for row in rows])
     axes.set(xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6))
     figure.legend(frameon=False, fontsize=8.5, ncols=4, loc="outside lower center")
     best = ", ".join(f"{row} {100 * counts[row]['right'] / sum(counts[row].values()):.0f}" for row in rows)
@@ -1109,16 +1113,17 @@ for name, seeds in study(key="anatomy").items():
     reacted[name] = [run["anatomy"]["reactions"] for run in seeds]
 
 # %%
-figure, axes = viz.chart("Is the answer still the same?", "percent of answers", width=8, height=3.6)
-for name, found in reacted.items():
+figure, axes = viz.chart("Is the answer still the same?", "percent of answers", width=8, height=5)
+for k, (name, found) in enumerate(reacted.items()):
     same = [[one.get(edit, {}).get("same_answer", np.nan) for edit in MEANING] for one in found]
     look = {"color": COLOUR[name]} if name in COLOUR else {"marker": "D", "color": COLOUR["CRIS"]}
-    axes.scatter(np.mean(same, axis=0), range(len(MEANING)), s=36, label=name, **look)
-axes.axhspan(-0.5, 2.5, color=viz.TRUTH, alpha=0.08, linewidth=0)
-axes.axhspan(3.5, 8.5, color=viz.PREDICTION, alpha=0.05, linewidth=0)
+    rows = np.arange(len(MEANING)) + 0.1 * (k - 2.5)
+    axes.scatter(np.mean(same, axis=0), rows, s=36, label=name, zorder=3, **look)
+axes.axhspan(-0.5, 2.5, color=viz.TRUTH, alpha=0.08, linewidth=0, zorder=0)
+axes.axhspan(3.5, 8.5, color=viz.PREDICTION, alpha=0.05, linewidth=0, zorder=0)
 axes.set_yticks(range(len(MEANING)), MEANING.values())
 axes.set(xlim=(-2, 102), ylim=(8.5, -0.5))
-axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+viz.legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
 show(figure, alt="How often the answer stays the same: a row for each edit, a mark for each network.")
 
 # %% [markdown]
@@ -1189,7 +1194,7 @@ def places(runs, metric, part):
 def leaderboard(source, metric, part):
     """A figure and its alt text. source: record and data."""
     found = places(runs := study(*source), metric, part)
-    figure, axes = viz.chart(part, f"{metric}, percent", height=2.7)
+    figure, axes = viz.chart(f"{metric}, {part}", f"{metric}, percent", height=2.7)
     for row, (name, values) in enumerate(found.items()):
         axes.barh(row, np.mean(values), color=COLOUR[name], alpha=0.35, height=0.66)
         axes.scatter(values, [row] * len(values), color=COLOUR[name], s=18, zorder=3)
@@ -1242,7 +1247,7 @@ if rows := {part: found for part in named if (found := places(runs, "oIoU", part
         axes.scatter(means, range(len(rows)), color=COLOUR[method], s=40, label=method)
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlim=(0, 100), ylim=(len(rows) - 0.5, -0.5))
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    viz.legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
     show(figure, alt="oIoU of each method, by size of target and by kind of sentence.")
 leaders = {part: next(iter(found)) for part, found in rows.items()}
 for method in dict.fromkeys(leaders.values()):

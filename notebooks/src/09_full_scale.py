@@ -394,7 +394,7 @@ axes.set_xticks(ticks, [f"$2^{{{x}}}$" for x in ticks])
 axes.set(xlim=(-50, 12), ylim=(0, 1.2 * axes.get_ylim()[1]))
 for x, text in ((-37, "fp16: zero"), (-19, "few digits")):
     axes.text(x, 0.92 * axes.get_ylim()[1], text, fontsize=9, color=viz.PREDICTION, ha="center")
-axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+viz.legend(axes)
 show(figure, alt="Two histograms of the gradients' sizes; as they are, many are too small for fp16.")
 
 # %%
@@ -898,9 +898,10 @@ print("\n".join(result.table().splitlines()[:8]))
 
 # %%
 whole = sum(result.by_module.values())
-longest = dict(list(result.by_module.items())[:8])
+percent = {part: 100 * ms / whole for part, ms in list(result.by_module.items())[:8]}
+title, limit = f"{name}: the way forward, by part", 1.15 * max(percent.values())
 show(
-    viz.bars({part: 100 * ms / whole for part, ms in longest.items()}, f"{name}: the way forward, by part"),
+    viz.bars(percent, title, "percent of the time", colours=viz.INK, limit=limit),
     alt="Bars: the share of the time that each part of the network takes.",
 )
 
@@ -912,9 +913,13 @@ with torch.profiler.profile() as watched:
 own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
 times = {event.key.removeprefix("aten::"): getattr(event, own) for event in watched.key_averages()}
 longest = sorted(times, key=times.get)[:-9:-1]
-percent = {key[:30]: 100 * times[key] / sum(times.values()) for key in longest}
-title = "mini CRIS: forward and back, by operation"
-show(viz.bars(percent, title, colours=viz.TRUTH), alt="Bars: the share of the time of eight operations.")
+short = {key: key if len(key) <= 30 else f"{key[:29]}…" for key in longest}
+percent = {short[key]: 100 * times[key] / sum(times.values()) for key in longest}
+
+# %%
+title, limit = "mini CRIS: forward and back, by operation", 1.15 * max(percent.values())
+figure = viz.bars(percent, title, "percent of the time", colours=viz.INK, limit=limit)
+show(figure, alt="Bars: the share of the time of eight operations.")
 
 # %% [markdown]
 # How to read it:
@@ -1088,7 +1093,11 @@ RECORDS = {
 shares = {title: 100 * recorded(f"bench_cpu/{name}")["share"] for title, name in RECORDS.items()}
 shares[f"{result.method}, here, {bits}"] = 100 * result.share
 show(
-    viz.bars(shares, "Training: share of the ceiling", colours=[viz.INK] * 4 + [viz.PREDICTION]),
+    viz.bars(
+        shares,
+        "Training: share of the ceiling",
+        colours=[viz.METHODS["cris"]] * 2 + [viz.METHODS["cm_masksd"]] * 2 + [viz.INK],
+    ),
     alt="Bars: " + ", ".join(f"{key} {value:.0f} %" for key, value in shares.items()),
 )
 

@@ -13,21 +13,14 @@ from rislib.evaluation import ERRORS, mean_interval
 from rislib.study.claims import CLAIMS, differences
 from rislib.study.report import LABELS, NAMES, by_budget, by_method, dissected, error_shares, read_runs
 
-COLOURS = {
-    "cris": viz.PREDICTION,
-    "lavt": viz.TRUTH,
-    "magnet": viz.INK,
-    "cm_masksd": "#f2a900",
-    "mail": "#6c5ce7",
-}
-# From right to nothing: what is nearly right is green, too.
+# From right to nothing: what is nearly right is green, too. None is a method's.
 ERROR_COLOURS = (
     "#3aa76d",
     "#9bd3b4",
     "#f2d479",
-    "#f2a900",
-    "#e8c9a0",
-    viz.PREDICTION,
+    "#d98e3f",
+    "#a9825a",
+    "#b3261e",
     "#c9a3bd",
     viz.HAIRLINE,
 )
@@ -38,9 +31,9 @@ def five_minutes(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Draw
     figure, axes = viz.chart("Five methods, five minutes", "oIoU on RefMini val, percent", height=2.4)
     for row, (method, runs) in enumerate(methods.items()):
         values = [run["oIoU"] for run in runs]
-        axes.barh(row, np.mean(values), color=COLOURS[method], alpha=0.25, height=0.6)
-        axes.plot(mean_interval([run["by_picture"] for run in runs]), [row, row], color=COLOURS[method])
-        axes.plot(values, [row] * len(values), "o", color=COLOURS[method], markersize=4)
+        axes.barh(row, np.mean(values), color=viz.METHODS[method], alpha=0.25, height=0.6)
+        axes.plot(values, [row] * len(values), "o", color=viz.METHODS[method], markersize=4)
+        axes.plot(mean_interval([run["by_picture"] for run in runs]), [row + 0.2] * 2, color=viz.INK)
     axes.set_yticks(range(len(methods)), [NAMES[method] for method in methods])
     axes.set(xlim=(0, 100), ylim=(len(methods) - 0.5, -0.5))
     axes.tick_params(axis="y", labelcolor=viz.INK)
@@ -52,9 +45,11 @@ def curves(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
     figure, axes = viz.chart("How they learn, seed 0", "samples", "loss, share of the first", height=3.2)
     for method, runs in methods.items():
         samples, loss = runs[0]["curve"]["samples"], runs[0]["curve"]["loss"]
-        axes.plot(samples, np.divide(loss, loss[0]), color=COLOURS[method], linewidth=2, label=NAMES[method])
+        axes.plot(
+            samples, np.divide(loss, loss[0]), color=viz.METHODS[method], linewidth=2, label=NAMES[method]
+        )
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+    viz.legend(axes)
     return figure
 
 
@@ -64,14 +59,15 @@ def budgets(variants: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -
     for variant, found in variants.items():
         method = next(run["method"] for runs in found.values() for run in runs)
         means = [np.mean([run["oIoU"] for run in runs]) for runs in found.values()]
-        axes.plot(list(found), means, color=COLOURS[method], linewidth=2, label=LABELS[variant])
+        axes.plot(list(found), means, color=viz.METHODS[method], linewidth=2, label=LABELS[variant])
         dots = [(samples, run["oIoU"]) for samples, runs in found.items() for run in runs]
-        axes.plot(*zip(*dots, strict=True), "o", color=COLOURS[method], markersize=4)
+        axes.plot(*zip(*dots, strict=True), "o", color=viz.METHODS[method], markersize=4)
     axes.set_xscale("log")
-    ticks = [5_000, 10_000, 25_000, 50_000, 100_000]
+    longest = max(samples for found in variants.values() for samples in found)
+    ticks = [tick for tick in (5_000, 10_000, 25_000, 50_000, 100_000) if tick < 1.1 * longest]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=9, labelcolor=viz.INK)
+    viz.legend(axes)
     return figure
 
 
@@ -94,12 +90,13 @@ def errors(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
 
 def claims(results: Path) -> viz.Drawing:
     """Every claim's difference: thick over pictures, thin over seeds."""
+    x = "points; thin lines: 95 % over seeds, thick ones: over pictures"
     found = [(claim, *differences(claim, read_runs(results, claim.study))) for claim in CLAIMS]
     found = [(claim, by_seeds, by_pictures) for claim, by_seeds, by_pictures, _ in found if by_seeds]
-    figure, axes = viz.chart("What each part is worth", "points", width=8, height=0.8 + 0.28 * len(found))
+    figure, axes = viz.chart("What each part is worth", x, width=8, height=0.8 + 0.28 * len(found))
     axes.axvline(0, color=viz.FAINT, linewidth=1)
     for row, (claim, by_seeds, by_pictures) in enumerate(found):
-        colour = COLOURS[{name: key for key, name in NAMES.items()}[claim.paper]]
+        colour = viz.METHODS[{name: key for key, name in NAMES.items()}[claim.paper]]
         if np.isfinite(by_seeds.high):
             axes.plot([by_seeds.low, by_seeds.high], [row, row], color=colour, linewidth=1)
         if by_pictures:
@@ -107,10 +104,12 @@ def claims(results: Path) -> viz.Drawing:
         if abs(by_seeds.points) < 20:
             axes.plot(by_seeds.points, row, "o", color=colour, markersize=5)
         else:
+            words = viz.WORDS.get(colour, colour)
             axes.text(
-                19.5, row, f"{by_seeds.points:+.0f} →", ha="right", va="center", color=colour, fontsize=9
+                19.5, row, f"{by_seeds.points:+.0f} →", ha="right", va="center", color=words, fontsize=9
             )
-    axes.set_yticks(range(len(found)), [f"{c.paper}: {c.first} − {c.second}" for c, *_ in found])
+    names = [f"{c.paper}: {c.first} − {c.second}, {c.study.split('_')[-1]}, {c.metric}" for c, *_ in found]
+    axes.set_yticks(range(len(found)), [name.replace(", ablation", "") for name in names])
     axes.set(xlim=(-20, 20), ylim=(max(len(found), 1) - 0.5, -0.5))
     axes.tick_params(axis="y", labelcolor=viz.INK)
     return figure

@@ -622,13 +622,14 @@ show(
 # | [02 CLIP features](02_clip_features.ipynb) | What does a network know before it sees a mask? |
 # | [03 Fusion](03_fusion.ipynb) | How do words and pixels meet? |
 # | [04 CRIS](04_cris.ipynb) | A paper, from its equations to a trained network |
-# | [05 MagNet](05_magnet.ipynb) | What if a network has to guess a hidden word from the mask? |
-# | [06 MaIL](06_mail.ipynb) | Can the mask itself be an input? |
-# | [07 Masked distillation](07_masked_distillation.ipynb) | Can a network teach itself to see through gaps? |
-# | [08 Evaluation](08_evaluation.ipynb) | How is a number made, and when is a difference real? |
-# | [09 Full scale](09_full_scale.ipynb) | Photographs, published checkpoints, a GPU |
+# | [05 MagNet](05_magnet.ipynb) | What does a hidden word know of the picture? |
+# | [06 MaIL](06_mail.ipynb) | Whose merit is it, the method's or its detector's? |
+# | [07 Masked distillation](07_masked_distillation.ipynb) | What does a network learn from its own answers? |
+# | [08 Evaluation](08_evaluation.ipynb) | How is a number made, and what does it hide? |
+# | [09 Full scale](09_full_scale.ipynb) | What changes from a laptop to eight GPUs? |
 #
-# Lessons build on those before them; 05, 06 and 07 can be read in any order.
+# Lessons build on those before them. 06 takes up 05's early fusion in a few sentences; otherwise 05, 06, 07
+# and 08 can be read in any order. 09 comes last.
 #
 # ## What you have seen
 #

@@ -846,9 +846,9 @@ show(
 # At least three pictures in four of Google's val were trained on. So numbers on *val (G)* and *val (U)* are
 # two different exams. Papers that report both say which is which: look for the letter.
 #
-# There is another leak, which no split prevents. Who chooses the best of fifty epochs *by the very split
+# There is another leak, which no split prevents. Whoever chooses the best of fifty epochs *by the very split
 # that is reported* reports a lucky epoch. CRIS's authors say that they chose a checkpoint for each reported
-# split (issue 15 of their repository). How much this gives, nobody has told.
+# split (issue 15 of their repository). How much this gains, nobody has said.
 
 # %% [markdown]
 # ## 7 · When does a sentence mean one thing only?

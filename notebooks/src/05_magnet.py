@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 05 · MagNet
 #
-# **Hide a word of the sentence. Who can say, from the picture alone, which word it was?** Only somebody who
-# knows how words and picture belong together. MagNet makes a training task of this game.
+# **Hide a word of the sentence. Who can say, from the picture, which word it was?** Only somebody who knows
+# how words and picture belong together, and which thing is meant. MagNet makes a training task of this game.
 #
 # You let words and pixels read each other while both are still being understood. You meet a gate that can
 # never open, in code that was published. You train MagNet, ask it for hidden colours, watch pixels being
@@ -362,8 +362,8 @@ check(gate_gradients)
 
 # %% [markdown]
 # Look at the result: $\partial L/\partial W_1$ has the factor $W_2$, and $\partial L/\partial W_2$ has the
-# factor $\mathrm{ReLU}(W_1 x)$. **Each matrix learns through the other.** Are both zero, both gradients are
-# zero. Not small: exactly zero, whatever the loss, for ever.
+# factor $\mathrm{ReLU}(W_1 x)$. **Each matrix learns through the other.** If both are zero, both gradients
+# are zero. Not small: exactly zero, whatever the loss, for ever.
 #
 # Autograd agrees. Four beginnings, and which matrix has a gradient:
 
@@ -623,9 +623,9 @@ check(pyramid)
 #    the picture shows there.
 # 3. It has to say which words were hidden. The loss is cross entropy, at the hidden words only.
 #
-# There are two umbrellas. So "[?] umbrella" alone cannot be solved, nor with the picture alone. Who knows the
-# mask's place looks there, and finds yellow. *To know what a word looks like, and where*: this is what a
-# segmenting network has to learn, asked the other way round.
+# There are two umbrellas. So "[?] umbrella" cannot be solved by the words alone, nor with the picture but
+# without the mask. Whoever knows where the mask lies looks there, and finds yellow. *To know what a word
+# looks like, and where*: this is what a segmenting network has to learn, asked the other way round.
 #
 # ### Exercise 4: a sentence with holes (easy, 5 minutes)
 #
@@ -1057,7 +1057,7 @@ for kind, with_picture in by_sight["its picture"].items():
 # \frac{e^{a \cdot p / \tau}}{e^{a \cdot p / \tau} + \sum_{n \in O} e^{a \cdot n / \tau}}$$
 #
 # In words: of the friend and all strangers, who is most like me? The loss is small if it is the friend. The
-# temperature $\tau$ says how much more: with a small one, the nearest stranger is all that counts.
+# temperature $\tau$ says how much the nearest count more: with a small one, only the nearest stranger does.
 #
 # Exponentials of large numbers overflow. Divide numerator and denominator by $e^{a \cdot p / \tau}$:
 #

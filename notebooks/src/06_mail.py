@@ -1011,7 +1011,7 @@ for title, network in {"with types": model, "types removed": typeless}.items():
         print("  {:8} read words {:2.0f} %, picture {:2.0f} %, masks {:2.0f} %".format(lane, *row))
 
 # %% [markdown]
-# *By lot nine words among 299 tokens would get 3 % of everybody's attention.*
+# *With attention dealt out evenly, nine words among 299 tokens would get 3 % of it.*
 #
 # ### Asked again
 #
@@ -1160,8 +1160,10 @@ if {"none", "proposals", "oracle"} <= ablation.keys() and proposals:
 # **Think!** Perfect masks bring no more than found ones. Is the oracle no bound, then?
 #
 # *It bounds those who choose a mask and give it as the answer (section 4). This network draws its own mask;
-# the masks only tell its decoder where to look. So better borders need not become better answers. And a
-# single seed makes the mean: two gain up to a point, the third falls behind by five. We do not know why.*
+# the masks only tell its decoder where to look. So better borders need not become better answers. And the
+# mean hides the seeds: two gain up to a point, the third falls behind by five. The masks are not to blame:
+# such falls happen. One run with proposals had 54.9 on one processor and 50.4 on another, which rounds
+# otherwise.*
 #
 # **Think!** Section 6 asked whether it chooses better than it draws. Who teaches it to choose?
 #

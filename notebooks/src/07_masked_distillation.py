@@ -120,7 +120,7 @@ show(
 # %% [markdown]
 # *MAE hides far more. It must: neighbouring patches are alike, and a small hole could be filled by copying
 # its border. Here the holes are few, but in chosen places. Are they well chosen? This is the plan; section 3
-# looks what comes of it.*
+# looks at what comes of it.*
 #
 # ## 2 · What was published, and what was not
 #
@@ -974,7 +974,9 @@ for stop_gradient in (True, False):
 # | LAVT | mIoU | 74.46 | 65.81 | 63.34 |
 # | CM-MaskSD | mIoU | 74.89 | 67.47 | 66.53 |
 # | LAVT | oIoU | 72.73 | 62.14 | 61.24 |
-# | CM-MaskSD | oIoU | 72.18 | 64.47 | not seen |
+# | CM-MaskSD | oIoU | 72.18 | 64.47 | 62.67\* |
+#
+# (\* From memory, unchecked.)
 #
 # **Think!** Is CM-MaskSD better than LAVT on RefCOCO?
 #

@@ -315,7 +315,7 @@ more = peak / reckoned - 1
 print(f"{record['batch']} samples: reckoned {reckoned:.1f} GiB, at its peak {peak:.1f}: {more:.0%} more")
 
 # %% [markdown]
-# *The rest is what nobody counts: the gradients of activations on their way back, the scratch memory of
+# *The difference is what nobody counts: the gradients of activations on their way back, the scratch memory of
 # convolutions, and (that training ran on a CPU) Python with all its libraries. **Reckon, then add a half.***
 #
 # **Think!** CRIS was trained with 64 samples a step, on eight cards of 16 GB, in fp16. Why does that fit, and
@@ -566,10 +566,11 @@ for title, memory in {"batch norm as usual": False, "batch norm from memory": Tr
         print(f"{title:23} {pieces} pieces: the gradient is off by {apart:.2%} of its size")
 
 # %% [markdown]
-# *From memory: equal, but for rounding. As usual: quite another gradient. For batch norm subtracts the mean
-# **of the piece**: what happens to a sample depends on who sits beside it. CRIS normalises the sentence's
-# vector in this way, too. In a piece of two samples each number of it becomes about +1 for the one and −1 for
-# the other, whatever was said. (And batch norm's memory is moved once for each piece.)*
+# *With batch norm's memory the gradients are equal, but for rounding. With batch norm as usual they are
+# quite different: it subtracts the mean **of the piece**, so what happens to a sample depends on who sits
+# beside it. CRIS normalises the sentence's vector in this way, too. In a piece of two samples each number of
+# it becomes about +1 for the one and −1 for the other, whatever was said. (And batch norm's memory is moved
+# once for each piece.)*
 #
 # What does one do about it?
 #

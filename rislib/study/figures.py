@@ -55,7 +55,9 @@ def curves(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
 
 def budgets(variants: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -> viz.Drawing:
     """oIoU against samples: dots are seeds, lines join means."""
-    figure, axes = viz.chart("What more samples buy", "samples", "oIoU on RefMini val", height=3.2)
+    figure, axes = viz.chart(
+        "What more samples buy", "samples", "oIoU on RefMini val, percent", width=8, height=3.2
+    )
     for variant, found in variants.items():
         method = next(run["method"] for runs in found.values() for run in runs)
         means = [np.mean([run["oIoU"] for run in runs]) for runs in found.values()]
@@ -67,7 +69,7 @@ def budgets(variants: Mapping[str, Mapping[int, Sequence[Mapping[str, Any]]]]) -
     ticks = [tick for tick in (5_000, 10_000, 25_000, 50_000, 100_000) if tick < 1.1 * longest]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
-    viz.legend(axes)
+    viz.legend(axes, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -108,8 +110,12 @@ def claims(results: Path) -> viz.Drawing:
             axes.text(
                 19.5, row, f"{by_seeds.points:+.0f} →", ha="right", va="center", color=words, fontsize=9
             )
-    names = [f"{c.paper}: {c.first} − {c.second}, {c.study.split('_')[-1]}, {c.metric}" for c, *_ in found]
-    axes.set_yticks(range(len(found)), [name.replace(", ablation", "") for name in names])
+    names = []
+    for claim, *_ in found:
+        elsewhere = "" if claim.study.endswith("_ablation") else f", {claim.study}"
+        name = f"{claim.paper}: {claim.first} − {claim.second}{elsewhere}, {claim.metric}"
+        names.append(name.replace("_", " "))
+    axes.set_yticks(range(len(found)), names)
     axes.set(xlim=(-20, 20), ylim=(max(len(found), 1) - 0.5, -0.5))
     axes.tick_params(axis="y", labelcolor=viz.INK)
     return figure

@@ -973,12 +973,12 @@ sentence = "white cat left of the blue bird"
 words = ["start", *sentence.split(), "end"]
 late = attention_of(model, image, ours, sentence)[3:].mean(dim=0)  # (N, N)
 panels, captions = [], []
-for title, table in {"the word reads": late, "who reads the word": late.T}.items():
+for title, table in {"{} reads": late, "read by: {}": late.T}.items():
     panels.append(tint(image, ours, [1] * len(ours)))
-    captions.append(title)
+    captions.append("the masks")
     for i in (1, 2, 3, 6, 7):
         panels.append(table[i, -144:].unflatten(0, (12, 12)))  # of the masks, without their class token
-        captions.append(f"“{words[i]}”")
+        captions.append(title.format(f"“{words[i]}”"))
 show(
     viz.gallery(panels, captions, columns=6, width=9.6),
     alt="Two rows of maps, a column for each word: what it reads in the mask lane, and where it is read.",

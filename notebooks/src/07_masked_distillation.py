@@ -342,10 +342,11 @@ def choices(network, samples):
     score, top = likeness(picture, reading), quarter_of(picture, reading) == 0
     within, hidden = share_within(top, few), network.choose_patches(picture, reading)
     for sample, c, best, percent, gone in zip(samples, score, top, within, hidden, strict=True):
-        panels += [sample.image, c.unflatten(0, (rows, -1))]
+        outlined = viz.overlay(sample.image, np.zeros_like(sample.mask), truth=sample.mask, scale=4)
+        panels += [outlined, c.unflatten(0, (rows, -1))]
         panels += [hide(sample.image, ~best), hide(sample.image, gone)]
         captions += [f"“{sample.expression}”", f"cosines, {c.min():.2f} to {c.max():.2f}"]
-        captions += [f"top K: {percent:.0f} % of the thing", "hidden: half of these"]
+        captions += [f"top K holds {percent:.0f} % of the thing", "hidden: half of these"]
     return viz.gallery(panels, captions, columns=4, width=9, limits=(None, None))
 
 
@@ -765,23 +766,26 @@ torch.manual_seed(4)
 answers, patches, words = three_answers(model, some)
 
 # %%
-several = np.random.default_rng(3).choice(len(some), 5, replace=False)
+several = np.random.default_rng(3).choice(len(some), 3, replace=False)
 panels, captions = [], []
 for i in several:
-    sample, marked = some[i], [viz.overlay(some[i].image, masks[i], scale=4) for masks in answers]
-    truth = viz.overlay(sample.image, sample.mask, viz.TRUTH, scale=4)
-    panels += [hide(sample.image, patches[i]), *marked, truth]
-    captions += [f"“{sample.expression}”", "teacher: sees all", "without these patches"]
-    captions += [f"“{with_holes_in(sample, words[i])}”", "true mask"]
+    sample, masks = some[i], [masks[i] for masks in answers]
+    marked = [viz.overlay(sample.image, mask, truth=sample.mask, scale=4) for mask in masks]
+    panels += [hide(sample.image, patches[i]), *marked]
+    seen = ["teacher: sees all", "without these patches", f"“{with_holes_in(sample, words[i])}”"]
+    seen = [
+        what if mask.any() else f"{what}\n(nothing marked)" for what, mask in zip(seen, masks, strict=True)
+    ]
+    captions += [f"“{sample.expression}”", *seen]
 show(
-    viz.gallery(panels, captions, columns=5, width=10),
-    alt="A row each: the picture with holes, teacher, both students, truth. "
+    viz.gallery(panels, captions, columns=4, width=9),
+    alt="A row each: the picture with holes, teacher, both students; the truth is outlined. "
     + "; ".join(some[i].expression for i in several),
 )
 
 # %% [markdown]
 # *From left to right: what the first student sees, the teacher, the first student (patches hidden), the
-# second student (words hidden, written below), the truth.*
+# second student (words hidden, written below). The blue line is the truth.*
 #
 # How much does it cost a student not to see? The mean IoU of each with the true mask. To compare, as many
 # patches and words are hidden *by lot*.

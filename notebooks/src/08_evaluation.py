@@ -561,7 +561,10 @@ model.load_state_dict(last)
 pairs = {"earlier": earlier, "last": scores}
 each = {name: np.divide(s.by_picture()["ious"], s.by_picture()["expressions"]) for name, s in pairs.items()}
 figure, axes = viz.chart("A dot is a picture", "IoU, earlier", "IoU, last", width=4.4, height=3.8)
-axes.plot([0, 1], [0, 1], color=viz.HAIRLINE)
+axes.set_aspect("equal")
+axes.plot([0, 1], [0, 1], color=viz.QUIET, linewidth=1, zorder=0)
+axes.text(0.03, 0.95, "last is better", fontsize=8.5, color=viz.QUIET)
+axes.text(0.97, 0.03, "earlier is better", fontsize=8.5, color=viz.QUIET, ha="right")
 axes.scatter(each["earlier"], each["last"], s=16, color=viz.PREDICTION, alpha=0.6, linewidth=0)
 show(figure, alt="Pictures by their mean IoU under two checkpoints, scattered along the diagonal.")
 

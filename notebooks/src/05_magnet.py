@@ -921,7 +921,7 @@ def top_five(guessed, truth):
     figure = viz.Drawing((9, 1.9), layout="constrained")
     most = 125 * max(probability.max().item() for probability in guessed.values())
     for number, (title, probability) in enumerate(guessed.items(), 1):
-        axes = figure.add_subplot(1, len(guessed), number)
+        axes = figure.add_subplot(1, len(guessed), number, frame_on=False)
         best = probability.topk(5)
         words = [model.tokenizer.pieces[i].removesuffix("</w>") for i in best.indices.tolist()]
         colours = [viz.PREDICTION if word == truth else viz.FAINT for word in words]
@@ -929,7 +929,6 @@ def top_five(guessed, truth):
         axes.bar_label(drawn, fmt="%.0f", padding=3, fontsize=9, color=viz.INK)
         axes.set_title(title, fontsize=9.5, color=viz.INK)
         axes.set(xlim=(0, most), xticks=[], yticks=range(5), yticklabels=words, ylim=(4.6, -0.6))
-        axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labelsize=9, labelcolor=viz.INK)
     return figure
 

@@ -772,11 +772,11 @@ for i in several:
     sample, masks = some[i], [masks[i] for masks in answers]
     marked = [viz.overlay(sample.image, mask, truth=sample.mask, scale=4) for mask in masks]
     panels += [hide(sample.image, patches[i]), *marked]
-    seen = ["teacher: sees all", "without these patches", f"“{with_holes_in(sample, words[i])}”"]
-    seen = [
-        what if mask.any() else f"{what}\n(nothing marked)" for what, mask in zip(seen, masks, strict=True)
-    ]
-    captions += [f"“{sample.expression}”", *seen]
+    said = ["teacher: sees all", "without these patches", f"“{with_holes_in(sample, words[i])}”"]
+    empty = ["" if mask.any() else "\n(nothing marked)" for mask in masks]
+    captions += [f"“{sample.expression}”", *(a + b for a, b in zip(said, empty, strict=True))]
+
+# %%
 show(
     viz.gallery(panels, captions, columns=4, width=9),
     alt="A row each: the picture with holes, teacher, both students; the truth is outlined. "

@@ -1091,6 +1091,8 @@ RECORDS = {
     "CM-MaskSD, bf16": "cm_masksd_b16_both",
     "CM-MaskSD without its branches, bf16": "cm_masksd_b16_plain",
 }
+
+# %%
 shares = {title: 100 * recorded(f"bench_cpu/{name}")["share"] for title, name in RECORDS.items()}
 shares[f"{result.method}, here, {bits}"] = 100 * result.share
 show(

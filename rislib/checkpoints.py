@@ -378,7 +378,7 @@ def from_pretrained(folder_or_repo: str | Path, kind: type[M] = Method, **hub) -
 def rebuild(record: Mapping[str, Any], weights: str | Path) -> Method:
     """The network of a record ("method", "preset", "options") with weights from a file, in eval mode.
 
-    Of the network that was trained, what is needed to use it.
+    Heads that only training needs are stripped.
 
     Raises:
         ValueError: the builder is unknown.

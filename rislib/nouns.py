@@ -87,7 +87,7 @@ class Method(nn.Module, ABC):
     preprocessing: Preprocessing
     built_by: tuple[Callable[..., Method], dict[str, Any]] | None = None  # see `named_size`
 
-    # What can be left out or added by name: builders' options that leave it out, options that bring it in.
+    # Parts by name: (builder options that leave it out, builder options that add it).
     parts: ClassVar[Mapping[str, tuple[dict[str, Any], dict[str, Any]]]] = {}
     # Modules, and builders' options, that only training needs: neither is in any exported network.
     training_only: ClassVar[tuple[str, ...]] = ("grounding", "mask_grounding")

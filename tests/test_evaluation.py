@@ -427,6 +427,21 @@ def test_sizes_are_shares_of_the_picture():
     }
 
 
+def test_the_size_of_a_thing_is_its_share_of_the_whole_picture():
+    """Also where a protocol compares on a letterboxed square, of which bars are a part."""
+    mask = np.zeros((480, 640), dtype=bool)
+    mask[:100, :138] = True  # 4.5 %: medium; of a square of 640 pixels 3.4 %
+    square = np.zeros((640, 640), dtype=bool)
+    square[80:560] = mask
+    scores = Scores()
+    scores.add(square, square, image_id=0, share=float(mask.mean()))
+    scores.add(square, square, image_id=0)
+    assert {size: len(part) for size, part in scores.by_size().items() if len(part)} == {
+        "small": 1,
+        "medium": 1,
+    }
+
+
 def test_sums_by_picture_are_all_that_an_interval_needs():
     entries = [(1, 4, 7, None), (2, 5, 3, None), (4, 4, 7, None)]
     assert scores_of(entries).by_picture() == {

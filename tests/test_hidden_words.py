@@ -13,6 +13,7 @@ from rislib.data import open_split
 from rislib.data.refmini import COLOURS
 from rislib.encoders import shipped_file
 from rislib.evaluation import hidden_words
+from rislib.evaluation.words import _stranger
 from rislib.methods import build
 from rislib.nouns import Method
 
@@ -71,3 +72,14 @@ def test_what_cannot_be_asked_is_refused(network: Method, world: Path):
     without = build("cris", "mini", pretrained=False, vocabulary=shipped_file("vocab/refmini.txt"))
     with pytest.raises(ValueError, match="no mask grounding head"):
         hidden_words(without, samples, KINDS)
+
+
+def test_another_picture_is_another(network: Method, world: Path):
+    samples = open_split(world, "val")
+    one = samples.by_image()[0]
+    same = [samples[i] for i in one]
+    assert all(_stranger(row, same) is None for row in range(len(same)))
+    found = hidden_words(network, same, KINDS, other_picture=True)  # all of one picture: nothing can be asked
+    assert all(numbers["asked"] == 0 for numbers in found.values())
+    stranger = next(sample for sample in samples if sample.image_id != same[0].image_id)
+    assert [_stranger(row, [*same, stranger]) for row in range(len(same))] == [len(same)] * len(same)

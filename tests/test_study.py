@@ -89,3 +89,18 @@ def test_every_variant_can_be_built_and_is_compared_with_one_that_exists(vocabul
             assert variant.against is None or variant.against in study.variants
             options = {**variant.options, "pretrained": False}
             build(variant.method, "mini", **options, vocabulary=vocabulary)
+
+
+def test_a_run_that_fails_stops_no_other(small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    broken = Study(
+        "Broken",
+        24,
+        {"bad": Variant("cris", {"kernel": "none such"}), "good": Variant("cris")},
+        data=small.data,
+        seeds=1,
+    )
+    monkeypatch.setitem(STUDIES, "broken", broken)
+    with pytest.raises(ExceptionGroup, match="1 of 2 runs of broken failed"):
+        run_study("broken", tmp_path, progress=False)
+    (kept,) = json.loads((tmp_path / "broken.json").read_text())["runs"]
+    assert kept["variant"] == "good"

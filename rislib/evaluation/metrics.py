@@ -21,7 +21,11 @@ from typing import Literal
 import numpy as np
 
 PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
-SIZES = {"small": 0.04, "medium": 0.08, "large": 1.0}  # of the picture, at most; val: 28, 45, 28 %
+SIZES = {
+    "small": 0.04,
+    "medium": 0.08,
+    "large": 1.0,
+}  # of the picture, at most: 28, 45, 28 % of RefMini's val
 
 
 def intersection_and_union(prediction: np.ndarray, target: np.ndarray) -> tuple[int, int]:
@@ -63,15 +67,26 @@ class Scores:
     shares: list[float] = field(default_factory=list, repr=False)  # of the picture that the target covers
 
     def add(
-        self, prediction: np.ndarray, target: np.ndarray, *, image_id: int, kind: str | None = None
+        self,
+        prediction: np.ndarray,
+        target: np.ndarray,
+        *,
+        image_id: int,
+        kind: str | None = None,
+        share: float | None = None,
     ) -> None:
-        """Count one expression. Masks are (H, W) bool; errors as in `intersection_and_union`."""
+        """Count one expression. Masks are (H, W) bool; errors as in `intersection_and_union`.
+
+        Args:
+            share: of the picture that the target covers; of `target` if None. They differ where a protocol
+                compares on a letterboxed square.
+        """
         intersection, union = intersection_and_union(prediction, target)
         self.intersections.append(intersection)
         self.unions.append(union)
         self.image_ids.append(image_id)
         self.kinds.append(kind)
-        self.shares.append(float(target.mean()))
+        self.shares.append(float(target.mean()) if share is None else share)
 
     def merge(self, other: Scores) -> Scores:
         """The counts of both together, as new scores.

@@ -114,7 +114,8 @@ def evaluate(
     shown = tqdm(shown, desc=protocol.name, unit="sample", total=len(share), disable=not progress or rank)
     for sample, found in answers(method, shown, protocol, batch_size=batch_size, precision=precision):
         target = target_mask(sample.mask, method.preprocessing, protocol)
-        scores.add(protocol.foreground(found), target, image_id=sample.image_id, kind=sample.kind)
+        known = {"image_id": sample.image_id, "kind": sample.kind, "share": float(sample.mask.mean())}
+        scores.add(protocol.foreground(found), target, **known)
     if size > 1:
         scores = reduce(Scores.merge, gather_object([scores]))
     return Report(protocol, scores)

@@ -39,11 +39,12 @@ def sweep(
     found = {p.name: {t: p.scores() for t in thresholds} for p in protocols}
     shown = tqdm(samples, desc="thresholds", unit="sample", disable=not progress)
     for sample, *maps in answers(method, shown, *protocols):
+        known = {"image_id": sample.image_id, "kind": sample.kind, "share": float(sample.mask.mean())}
         for protocol, scores in zip(protocols, maps, strict=True):
             target = target_mask(sample.mask, method.preprocessing, protocol)
             for threshold, counted in found[protocol.name].items():
                 mask = at(protocol, threshold).foreground(scores)
-                counted.add(mask, target, image_id=sample.image_id, kind=sample.kind)
+                counted.add(mask, target, **known)
     return found
 
 

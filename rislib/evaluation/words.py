@@ -47,6 +47,9 @@ def hidden_words(
         chosen = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
         batch = make_batch(chosen, method.preprocessing, method.tokenize)
         asked = [(row, at) for row, ids in enumerate(batch.tokens.tolist()) for at in _places(ids, kind_of)]
+        strangers = [_stranger(row, chosen) for row in range(len(chosen))]
+        if other_picture:
+            asked = [(row, at) for row, at in asked if strangers[row] is not None]
         if not asked:
             continue
         rows, places = torch.tensor(asked).T  # (N,), (N,)
@@ -54,7 +57,7 @@ def hidden_words(
         answers = batch.tokens[rows, places]
         tokens = batch.tokens[rows]
         tokens[each, places] = method.grounding.tokenizer.mask_id
-        pictures = (rows + len(chosen) // 2) % len(chosen) if other_picture else rows
+        pictures = torch.tensor([strangers[row] for row in rows.tolist()]) if other_picture else rows
         batch = replace(
             batch,
             tokens=tokens,
@@ -75,6 +78,12 @@ def hidden_words(
         }
         for kind, words in said.items()
     }
+
+
+def _stranger(row: int, samples: Sequence[Sample]) -> int | None:
+    """Who has another picture than the sample in this row, looked for from half a batch away on."""
+    others = ((row + len(samples) // 2 + step) % len(samples) for step in range(len(samples)))
+    return next((i for i in others if samples[i].image_id != samples[row].image_id), None)
 
 
 def _token(method: Method, word: str) -> int:

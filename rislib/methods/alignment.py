@@ -13,7 +13,7 @@ In the order of the code, with a vector e per pixel, a vector w per word, all sc
     pixel_to_text  = mean over all i in I of l(t, e_i)                          (P2T, temperature tau_2)
 
 The mean over all pairs is the supervised contrastive loss (Khosla et al., 2020, arXiv 2004.11362, equation 2)
-but for the sum under the fraction: there it runs over the other positives, too, which so push each other
+but for the denominator: there the sum also runs over the other positives, which therefore push each other
 away. Here each pair stands against the negatives alone. Written with softplus nothing overflows, and an
 empty O gives exactly 0. Anchors are pixels of the object only: those outside belong to many things.
 

@@ -2,8 +2,8 @@
 
 CLIP's two towers, a neck, a decoder and a head make a mask. In training they make it twice more, with the
 same weights: once without half of the patches that the sentence is most about, once without half of the words
-that the picture is most about. Both should come to the mask that was made from everything, and who can do so
-without the obvious has learned how picture and words hang together.
+that the picture is most about. Both must arrive at the mask made from everything; a network that can do so
+without the obvious clues has learned how picture and words belong together.
 
 In the order of the code, with patches P, words T, and E_v, E_t CLIP's towers:
 
@@ -183,6 +183,10 @@ class CMMaskSD(Method):
             words = clip.model.token_embedding.weight
             options = {"weight": mask_grounding, "segmentation": "clean", "stage": -1, **(grounding or {})}
             self.grounding = MaskGrounding(tokenizer, words, (width,), **options)
+            if vmlsd and self.grounding.segmentation != "clean":
+                raise ValueError(
+                    "VMLSD's teacher reads the whole sentence: grounding={'segmentation': 'clean'}"
+                )
 
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(expressions)

@@ -165,7 +165,8 @@ class CRIS(Method):
         Raises:
             ValueError: a single sample in training mode (the sentence vector is batch-normalised).
         """
-        if self.training and len(token_mask) == 1:
+        alone = len(token_mask) == 1 and not isinstance(self.neck.sentence[1], nn.SyncBatchNorm)
+        if self.training and alone:
             raise ValueError(
                 "CRIS normalises sentences over the batch: train it with 2 samples or more at a time "
                 "(drop the last, smaller batch), or call eval() first"

@@ -16,7 +16,7 @@ In the order of the code, with word states L (BERT's last layer) and x_i, the ma
 PWAM's convolutions are 1x1. We give out one logit, foreground minus background: its sigmoid is the softmax of
 the two, and its sign their arg max.
 
-What is what, where there is a choice. Not the paper's text was at hand, but what its code (GPL) computes:
+What is what, where there is a choice. The paper's text was not at hand; what its code (GPL) computes was:
 
     code      all of the above; 480 px without regard to the aspect ratio, 20 tokens; scores are divided by
               sqrt(C_i) with several heads, too; up() aligns corners; BERT's embeddings and last two layers
@@ -173,7 +173,8 @@ class LAVT(Method):
             tower.append(x.permute(0, 3, 1, 2))
             fused = fuse(x if self.places is None else self.places[i](x), words, token_mask)
             maps.append(norm(fused).permute(0, 3, 1, 2))
-            x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
+            if i + 1 < len(self.fusions):  # nothing follows the last stage
+                x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
         return Reading(states, tuple(tower), tuple(maps))
 
     def decode(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

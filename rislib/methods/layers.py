@@ -79,8 +79,8 @@ def sine_positions_2d(h: int, w: int, width: int, *, device: torch.device | None
 def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     """1 - 2 |P ∩ T| / (|P| + |T|), mean over samples (Milletari et al., 2016, arXiv 1606.04797).
 
-    logits and target (B, 1, h, w), target in [0, 1] -> scalar in [0, 1]. One pixel is added above and
-    below, so that an empty target is reached by an empty prediction.
+    logits and target (B, 1, h, w), target in [0, 1] -> scalar in [0, 1]. Numerator and denominator
+    each get 1 added, so that an empty prediction of an empty target costs nothing.
     """
     probability = logits.sigmoid()
     overlap = (probability * target).sum(dim=(1, 2, 3))  # (B,)
@@ -120,7 +120,7 @@ def language_gate(
 ) -> nn.Sequential:
     """How much of what was read goes on (LAVT, MagNet): (..., width) -> (..., width) in [-1, 1].
 
-    It begins nearly shut, as small as all weights of Swin are at first, or, if `closed`, at 0.
+    It begins nearly shut, its weights as small as Swin's at initialisation; exactly 0 if `closed`.
     """
     first, second = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
     nn.init.trunc_normal_(first.weight, std=0.02)
@@ -168,7 +168,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
 
 
 class PixelWordAttention(nn.Module):
-    """Pixels read words: LAVT's PWAM, with layer norms where that has instance norms."""
+    """Pixels read words: LAVT's PWAM with layer norms for its instance norms.
+
+    With several heads, scores are divided by the root of a head's width, there of all channels'.
+    """
 
     def __init__(self, width: int, text_width: int, heads: int = 1) -> None:
         super().__init__()
@@ -207,7 +210,7 @@ class WordPixelAttention(nn.Module):
     def forward(self, words: Tensor, x: Tensor, token_mask: Tensor) -> Tensor:
         """words (B, L, width), x (B, h, w, image_width), token_mask (B, L), True at words -> T like words."""
         mask, x = token_mask[:, :, None].to(words.dtype), x.flatten(1, 2)  # (B, L, 1), (B, h*w, image_width)
-        query = self.query(words)
+        query = self.query(words)  # (B, L, width)
         if self.released_mask:
             query, mask = query * (mask - 1) * 10000, torch.ones_like(mask)
         key, value = instance_norm(self.key(x)), instance_norm(self.value(x))  # over all pixels

@@ -21,8 +21,8 @@ In the order of the code, with map x_i after the blocks of stage i, and words l_
 
 All convolutions are 1x1; LN normalises channels, IN each channel over all pixels or all words.
 
-What is what, where there is a choice. Of the paper only the abstract was at hand, of its code (AGPL) what
-it computes, and that it does not train:
+What is what, where there is a choice. Only the paper's abstract was at hand. Its code (AGPL) shows what
+is computed, but contains no training:
 
     code      all of the above but the loss; 480 px without regard to the aspect ratio, 20 tokens; only F_i,
               not the pooled maps, goes back into the picture; logits are resized to 480 px, corners aligned

@@ -30,8 +30,8 @@ No code was ever released, and of the paper only figure, abstract and lists of r
               other forms; O, CMPC's eight numbers, or without; channels 512, 256, 128, 64, 32; the loss; one
               more that tells AMS which masks fit (IoU of 0.5 or more, M_0 if none), off
     ours      in training, masks are dropped and moved a little: segmenters are better where they learned;
-              B's and C's details. Off unless asked for: Dice, for trainings of minutes; outlines, as
-              an a that is right draws the mask already, and a mask that is wanted teaches a
+              B's and C's details. Off unless asked for: Dice, for trainings of minutes; outlines: if
+              a is right, it already draws the mask, so the loss on the mask also teaches a
 
 Unknown, wherever our numbers stand: resolution, text length, N and segmenter, how masks become tokens, AMS
 and what its rho is, what O is, the decoder's widths, loss and recipe. And ViLT has seen captions of pictures

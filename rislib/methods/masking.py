@@ -1,13 +1,13 @@
 """Hiding tokens that matter: the masking of CM-MaskSD (Wang et al., IEEE TMM 2024, arXiv 2305.11481).
 
 A token's score says how much it is about the other modality. What scores high is what a network would lean
-on, so that is what is hidden. Not all of it, and not always the same: among the highest, the lot decides.
+on, so that is what is hidden. Not all of it, and not always the same: among the highest, chance decides.
 
 In the order of the code, with tokens x_1 ... x_N, a score c_i of each, E, those that may be hidden, and two
 shares, K and alpha:
 
     B = the k of E with the largest c_i;  k = K |E|, rounded up
-    H = n of B, drawn by lot;  n = alpha k, rounded down, but one at least
+    H = n of B, drawn at random;  n = alpha k, rounded down, but one at least
     x_i = m  for all i in H;  m: one embedding, learned, or zeros
 
 K = 1 leaves everything to the lot, alpha = 1 nothing. A hidden token keeps its place: positions are added

@@ -106,10 +106,10 @@ def claims(results: Path) -> viz.Drawing:
         if abs(by_seeds.points) < 20:
             axes.plot(by_seeds.points, row, "o", color=colour, markersize=5)
         else:
-            words = viz.WORDS.get(colour, colour)
-            axes.text(
-                19.5, row, f"{by_seeds.points:+.0f} →", ha="right", va="center", color=words, fontsize=9
-            )
+            left, words = by_seeds.points < 0, viz.WORDS.get(colour, colour)
+            text = f"← {by_seeds.points:+.0f}" if left else f"{by_seeds.points:+.0f} →"
+            x, side = (-19.5, "left") if left else (19.5, "right")
+            axes.text(x, row, text, ha=side, va="center", color=words, fontsize=9)
     names = []
     for claim, *_ in found:
         elsewhere = "" if claim.study.endswith("_ablation") else f", {claim.study}"

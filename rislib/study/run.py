@@ -53,6 +53,7 @@ def run_study(
 
     Raises:
         ValueError: there is no such study or variant, or the file holds runs of another budget.
+        ExceptionGroup: some runs failed, after all others were done and kept.
     """
     if name not in STUDIES:
         raise ValueError(f"no study {name!r}; there are {', '.join(STUDIES)}")
@@ -60,7 +61,7 @@ def run_study(
     if unknown := set(variants or ()) - set(study.variants):
         raise ValueError(f"{name} has no variant {sorted(unknown)}; it has {', '.join(study.variants)}")
     cells = list(product(seeds or range(study.seeds), data or study.data, list(variants or study.variants)))
-    done = {(run["seed"], run["data"], run["variant"]) for run in _read(file, study)["runs"]}
+    done = {_cell(run) for run in _read(file, study)["runs"]}
     todo = [cell for cell in cells if cell not in done]
     for source in {source for _, source, _ in todo}:
         open_split(source, "val")  # drawn once, and not by each process
@@ -68,8 +69,9 @@ def run_study(
     def keep(run: dict[str, Any]) -> None:
         with FileLock(file.with_suffix(".lock")):  # other processes may do other runs of this study
             record = _read(file, study)
-            record["runs"].append(run)
-            write_record(file, record)
+            if not any(_cell(run) == _cell(one) for one in record["runs"]):  # perhaps they did this one, too
+                record["runs"].append(run)
+                write_record(file, record)
         bar.update(run["samples"])
         bar.write(f"{run['variant']:24} {run['data']:9} seed {run['seed']}   oIoU {run['oIoU']:.2f}")
 
@@ -86,7 +88,7 @@ def run_study(
         bar,
         ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool,
     ):
-        futures = []
+        futures, errors = [], []
         for seed, source, variant in todo:
             cell = describe(study, variant, source, seed)
             twin = None if study.closely else _twin(cell, Path(folder))
@@ -95,7 +97,12 @@ def run_study(
             else:
                 futures.append(pool.submit(run_once, cell, study.closely))
         for finished in as_completed(futures):
-            keep(finished.result())
+            if error := finished.exception():  # the others go on, and are kept
+                errors.append(error)
+            else:
+                keep(finished.result())
+    if errors:
+        raise ExceptionGroup(f"{len(errors)} of {len(todo)} runs of {name} failed", errors)
     return file
 
 
@@ -167,6 +174,10 @@ def learning_curve(log: Path, points: int = 20) -> dict[str, list[float]]:
         "samples": [part[-1]["samples"] for part in parts],
         "loss": [round(sum(line["loss"] for line in part) / len(part), 4) for part in parts],
     }
+
+
+def _cell(run: dict[str, Any]) -> tuple[int, str, str]:
+    return run["seed"], run["data"], run["variant"]
 
 
 def _twin(cell: dict[str, Any], folder: Path) -> dict[str, Any] | None:

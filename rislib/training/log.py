@@ -69,7 +69,7 @@ class Log:
     def write(self) -> dict[str, Any]:
         """Write the pending steps, losses averaged over the processes, and return the last one's record."""
         values = torch.stack([value.float() for _, _, tensors in self.pending for value in tensors])
-        values = iter(self.accelerator.reduce(values, "mean").tolist())  # the only wait for the GPU
+        values = iter(self.accelerator.reduce(values, "mean").tolist())  # here we wait for the GPU
         speed = len(self.pending) * self.batch_size / (time.perf_counter() - self.timer)
         for facts, names, _ in self.pending:
             loss, norm = next(values), next(values)

@@ -80,8 +80,10 @@ def fit(
     Epochs follow each other without a seam: a batch may end one and begin the next.
 
     With the same number of processes and threads a resumed run equals an uninterrupted one bit for bit
-    on a CPU; on a GPU after `torch.use_deterministic_algorithms(True)`. That is true of budgets in samples
-    and epochs. With `minutes` the schedule fits itself to the clock, so no two runs are alike.
+    on a CPU; on a GPU LAVT and MaIL do after `torch.use_deterministic_algorithms(True)`. (Torch has no
+    deterministic gradient of bicubic position tables, in CRIS and CM-MaskSD, nor of adaptive pooling, in
+    MagNet, and raises.) That is true of budgets in samples and epochs. With `minutes` the schedule fits
+    itself to the clock, so no two runs are alike.
 
     A run may go on with another number of processes or other micro-batches. Its losses are then the same up
     to rounding, but for the exceptions above, and for dropout, which differs from process to process.
@@ -102,7 +104,7 @@ def fit(
         workers: processes that prepare batches; 0 prepares them in between the steps.
         micro_batch: at most so many samples at a time on each device; their gradients are added up.
         checkpointing: forget what blocks compute, and compute it again: less memory, see `recompute.py`.
-        compile: by torch.compile, the losses; minutes at first.
+        compile: run the losses through torch.compile; the first steps then take minutes.
         channels_last: keep pictures and kernels (with FSDP pictures only) in that memory format; often
             faster on GPUs.
 

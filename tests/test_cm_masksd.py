@@ -465,6 +465,7 @@ def test_necks_of_levels_read_each_of_them(make, neck: str) -> None:
         ({"wiring": "V3"}, "'V3'"),
         ({"replacement": "noise"}, "'noise'"),
         ({"divergence": "kl"}, "'kl'"),
+        ({"mask_grounding": 0.1, "grounding": {"segmentation": "masked"}}, "reads the whole sentence"),
     ],
     ids=str,
 )

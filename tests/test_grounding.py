@@ -40,6 +40,8 @@ def make(name: str, vocabulary: Path) -> Callable[..., Method]:
 
     def make(mask_grounding: float = 1.0, **grounding) -> Method:
         options = {"mask_grounding": mask_grounding, "grounding": OFTEN | grounding}
+        if name == "cm_masksd" and grounding.get("segmentation") == "masked":
+            options["vmlsd"] = 0.0  # its teacher must read the whole sentence
         torch.manual_seed(0)
         return build(name, "mini", pretrained=False, vocabulary=vocabulary, **options)
 

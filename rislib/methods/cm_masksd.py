@@ -105,7 +105,8 @@ class CMMaskSD(Method):
         grounding: keyword arguments of `MaskGrounding`; as in CRIS, the sentence is segmented clean.
 
     Raises:
-        ValueError: `clip` has a ResNet as image tower; N2 with V1; or a name is unknown.
+        ValueError: `clip` has a ResNet as image tower; N2 with V1; a name is unknown; or mask grounding would
+            hide words from VMLSD's teacher.
     """
 
     parts: ClassVar = {

@@ -173,8 +173,7 @@ class LAVT(Method):
             tower.append(x.permute(0, 3, 1, 2))
             fused = fuse(x if self.places is None else self.places[i](x), words, token_mask)
             maps.append(norm(fused).permute(0, 3, 1, 2))
-            if i + 1 < len(self.fusions):  # nothing follows the last stage
-                x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
+            x = x + (fused if self.gates is None else self.gates[i](fused) * fused)
         return Reading(states, tuple(tower), tuple(maps))
 
     def decode(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

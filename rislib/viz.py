@@ -237,7 +237,6 @@ def variants(
     *,
     colours: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
-    width: float = 7,
 ) -> Drawing:
     """Trainings by name: squares are means with their standard deviation over seeds, dots are single runs.
 
@@ -245,10 +244,9 @@ def variants(
         scores: names, from top to bottom, and the scores of their runs.
         x: what is measured.
         colours: one each.
-        limits: of the axis. Whose mean lies below them stands at the left edge, in figures.
-        width: inches.
+        limits: of the axis. A mean below them is written at the left edge.
     """
-    figure, axes = chart(title, x, width=width, height=1 + 0.3 * len(scores))
+    figure, axes = chart(title, x, height=1 + 0.3 * len(scores))
     for row, values in enumerate(scores.values()):
         colour, mean = colours[row] if colours else INK, np.mean(values)
         if limits and mean < limits[0]:

@@ -46,18 +46,20 @@ def hidden_words(
     for start in range(0, len(samples), batch_size):
         chosen = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
         batch = make_batch(chosen, method.preprocessing, method.tokenize)
-        asked = [(row, at) for row, ids in enumerate(batch.tokens.tolist()) for at in _places(ids, kind_of)]
-        strangers = [_stranger(row, chosen) for row in range(len(chosen))]
-        if other_picture:
-            asked = [(row, at) for row, at in asked if strangers[row] is not None]
+        shown = [_stranger(row, chosen) if other_picture else row for row in range(len(chosen))]
+        asked = [
+            (row, at, shown[row])
+            for row, ids in enumerate(batch.tokens.tolist())
+            for at in _places(ids, kind_of)
+            if shown[row] is not None
+        ]
         if not asked:
             continue
-        rows, places = torch.tensor(asked).T  # (N,), (N,)
+        rows, places, pictures = torch.tensor(asked).T  # (N,) each
         each = torch.arange(len(rows))
         answers = batch.tokens[rows, places]
         tokens = batch.tokens[rows]
         tokens[each, places] = method.grounding.tokenizer.mask_id
-        pictures = torch.tensor([strangers[row] for row in rows.tolist()]) if other_picture else rows
         batch = replace(
             batch,
             tokens=tokens,

@@ -165,8 +165,8 @@ class CRIS(Method):
         Raises:
             ValueError: a single sample in training mode (the sentence vector is batch-normalised).
         """
-        alone = len(token_mask) == 1 and not isinstance(self.neck.sentence[1], nn.SyncBatchNorm)
-        if self.training and alone:
+        shared = isinstance(self.neck.sentence[1], nn.SyncBatchNorm)  # with the samples of other GPUs
+        if self.training and len(token_mask) == 1 and not shared:
             raise ValueError(
                 "CRIS normalises sentences over the batch: train it with 2 samples or more at a time "
                 "(drop the last, smaller batch), or call eval() first"

@@ -108,8 +108,8 @@ def claims(results: Path) -> viz.Drawing:
         else:
             left, words = by_seeds.points < 0, viz.WORDS.get(colour, colour)
             text = f"← {by_seeds.points:+.0f}" if left else f"{by_seeds.points:+.0f} →"
-            x, side = (-19.5, "left") if left else (19.5, "right")
-            axes.text(x, row, text, ha=side, va="center", color=words, fontsize=9)
+            edge, side = (-19.5, "left") if left else (19.5, "right")
+            axes.text(edge, row, text, ha=side, va="center", color=words, fontsize=9)
     names = []
     for claim, *_ in found:
         elsewhere = "" if claim.study.endswith("_ablation") else f", {claim.study}"

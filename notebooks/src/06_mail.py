@@ -1161,9 +1161,9 @@ if {"none", "proposals", "oracle"} <= ablation.keys() and proposals:
 #
 # *It bounds those who choose a mask and give it as the answer (section 4). This network draws its own mask;
 # the masks only tell its decoder where to look. So better borders need not become better answers. And the
-# mean hides the seeds: two gain up to a point, the third falls behind by five. The masks are not to blame:
-# such falls happen. One run with proposals had 54.9 on one processor and 50.4 on another, which rounds
-# otherwise.*
+# mean hides the seeds: two gain up to a point, the third falls behind by five. Such a fall needs no oracle:
+# one run with proposals had 54.9, and 50.4 when it was trained again on another processor, with the library
+# of a later day. We think it is luck, and have not tested it.*
 #
 # **Think!** Section 6 asked whether it chooses better than it draws. Who teaches it to choose?
 #

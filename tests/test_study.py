@@ -104,3 +104,17 @@ def test_a_run_that_fails_stops_no_other(small: Study, tmp_path: Path, monkeypat
         run_study("broken", tmp_path, progress=False)
     (kept,) = json.loads((tmp_path / "broken.json").read_text())["runs"]
     assert kept["variant"] == "good"
+
+
+def test_what_another_process_kept_first_is_not_kept_again(
+    small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def other_process(cell: dict, folder: Path) -> dict:
+        one = {**cell, "oIoU": 50.0}
+        record = {"title": small.title, "samples": small.samples, "split": "val", "runs": [one]}
+        (folder / "small.json").write_text(json.dumps(record))
+        return {**one, "oIoU": 51.0}
+
+    monkeypatch.setattr(run, "_twin", other_process)
+    file = run_study("small", tmp_path, variants=["full"], progress=False)
+    assert [one["oIoU"] for one in json.loads(file.read_text())["runs"]] == [50.0]

@@ -32,6 +32,7 @@ from rislib.evaluation import (
     shuffled,
     target_mask,
 )
+from rislib.evaluation.thresholds import sweep
 from rislib.nouns import Method, Preprocessing, Sample
 
 REAL = Path(os.environ.get("RISLIB_REAL_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
@@ -427,21 +428,6 @@ def test_sizes_are_shares_of_the_picture():
     }
 
 
-def test_the_size_of_a_thing_is_its_share_of_the_whole_picture():
-    """Also where a protocol compares on a letterboxed square, of which bars are a part."""
-    mask = np.zeros((480, 640), dtype=bool)
-    mask[:100, :138] = True  # 4.5 %: medium; of a square of 640 pixels 3.4 %
-    square = np.zeros((640, 640), dtype=bool)
-    square[80:560] = mask
-    scores = Scores()
-    scores.add(square, square, image_id=0, share=float(mask.mean()))
-    scores.add(square, square, image_id=0)
-    assert {size: len(part) for size, part in scores.by_size().items() if len(part)} == {
-        "small": 1,
-        "medium": 1,
-    }
-
-
 def test_sums_by_picture_are_all_that_an_interval_needs():
     entries = [(1, 4, 7, None), (2, 5, 3, None), (4, 4, 7, None)]
     assert scores_of(entries).by_picture() == {
@@ -460,6 +446,16 @@ def test_sums_by_picture_are_all_that_an_interval_needs():
 def evaluated():
     samples = random_samples(12, [(31, 17), (20, 40)])
     return samples, Answers(smooth_noise(np.random.default_rng(3), 12, 6, 6), LETTERBOX)
+
+
+@pytest.mark.parametrize("protocol", [CRIS_2022, LAVT_2022], ids=lambda protocol: protocol.name)
+def test_the_size_of_a_thing_is_its_share_of_the_whole_picture(evaluated, protocol):
+    """Also where a protocol compares on a letterboxed square, of which bars are a part."""
+    samples, method = evaluated
+    shares = [sample.mask.mean() for sample in samples]
+    assert evaluate(method, samples, protocol, progress=False).scores.shares == pytest.approx(shares)
+    (counted,) = sweep(method, samples, [protocol], [0.5], progress=False)[protocol.name].values()
+    assert counted.shares == pytest.approx(shares)
 
 
 def test_report_as_json(evaluated):

@@ -92,31 +92,31 @@ def errors(methods: Mapping[str, Sequence[Mapping[str, Any]]]) -> viz.Drawing:
 
 def claims(results: Path) -> viz.Drawing:
     """Every claim's difference: thick over pictures, thin over seeds."""
-    x = "points; thin lines: 95 % over seeds, thick ones: over pictures"
+    x, edge = "points; thin lines: 95 % over seeds, thick ones: over pictures", 30
     found = [(claim, *differences(claim, read_runs(results, claim.study))) for claim in CLAIMS]
     found = [(claim, by_seeds, by_pictures) for claim, by_seeds, by_pictures, _ in found if by_seeds]
     figure, axes = viz.chart("What each part is worth", x, width=8, height=0.8 + 0.28 * len(found))
     axes.axvline(0, color=viz.FAINT, linewidth=1)
     for row, (claim, by_seeds, by_pictures) in enumerate(found):
         colour = viz.METHODS[{name: key for key, name in NAMES.items()}[claim.paper]]
+        points = by_seeds.points
+        if abs(points) > edge:
+            text, side = (f"← {points:+.0f}", "left") if points < 0 else (f"{points:+.0f} →", "right")
+            where, words = np.copysign(edge - 0.5, points), viz.WORDS.get(colour, colour)
+            axes.text(where, row, text, ha=side, va="center", color=words, fontsize=9)
+            continue
         if np.isfinite(by_seeds.high):
             axes.plot([by_seeds.low, by_seeds.high], [row, row], color=colour, linewidth=1)
         if by_pictures:
             axes.plot([by_pictures.low, by_pictures.high], [row, row], color=colour, linewidth=4, alpha=0.4)
-        if abs(by_seeds.points) < 20:
-            axes.plot(by_seeds.points, row, "o", color=colour, markersize=5)
-        else:
-            left, words = by_seeds.points < 0, viz.WORDS.get(colour, colour)
-            text = f"← {by_seeds.points:+.0f}" if left else f"{by_seeds.points:+.0f} →"
-            edge, side = (-19.5, "left") if left else (19.5, "right")
-            axes.text(edge, row, text, ha=side, va="center", color=words, fontsize=9)
+        axes.plot(points, row, "o", color=colour, markersize=5)
     names = []
     for claim, *_ in found:
         elsewhere = "" if claim.study.endswith("_ablation") else f", {claim.study}"
         name = f"{claim.paper}: {claim.first} − {claim.second}{elsewhere}, {claim.metric}"
         names.append(name.replace("_", " "))
     axes.set_yticks(range(len(found)), names)
-    axes.set(xlim=(-20, 20), ylim=(max(len(found), 1) - 0.5, -0.5))
+    axes.set(xlim=(-edge, edge), ylim=(max(len(found), 1) - 0.5, -0.5))
     axes.tick_params(axis="y", labelcolor=viz.INK)
     return figure
 

@@ -79,12 +79,13 @@ class Preprocessing:
 class Method(nn.Module, ABC):
     """A referring segmentation network.
 
-    A subclass sets `preprocessing` and implements the five abstract methods; whoever holds a
+    A subclass sets `preprocessing` and `tokenizer` and implements the four abstract methods; whoever holds a
     Method can then train it (`rislib.training.fit`), measure it (`rislib.evaluation.evaluate`)
     and ask it (`rislib.predict.Predictor`) without knowing which paper it comes from.
     """
 
     preprocessing: Preprocessing
+    tokenizer: Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # as `tokenize` says
     built_by: tuple[Callable[..., Method], dict[str, Any]] | None = None  # see `named_size`
 
     # Parts by name: (builder options that leave it out, builder options that add it).
@@ -94,9 +95,9 @@ class Method(nn.Module, ABC):
     # Whether `encode_image` takes a second argument, the picture's instance masks, which may be None.
     reads_instances: ClassVar[bool] = False
 
-    @abstractmethod
     def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """B expressions -> tokens (B, L) int64 and token_mask (B, L) bool, True at real tokens."""
+        return self.tokenizer(expressions)
 
     @abstractmethod
     def encode_image(self, image: Tensor) -> Any:

@@ -461,7 +461,7 @@ def test_necks_of_levels_read_each_of_them(make, neck: str) -> None:
     ("options", "message"),
     [
         ({"neck": "N2"}, "N2 fuses maps: use V2"),
-        ({"neck": "N3"}, r"N1, N1\+, N2 was expected, not 'N3'"),
+        ({"neck": "N3"}, r"neck is one of N1, N1\+, N2, not 'N3'"),
         ({"wiring": "V3"}, "'V3'"),
         ({"replacement": "noise"}, "'noise'"),
         ({"divergence": "kl"}, "'kl'"),

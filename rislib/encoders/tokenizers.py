@@ -16,6 +16,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from rislib.encoders import shipped_file
+
 PAD, UNKNOWN = 0, 1  # of a compact vocabulary
 NEVER_SAID = 443  # of CLIP's own: byte 0xFF at a word's end, and no UTF-8 text has such a byte
 
@@ -103,6 +105,15 @@ class ClipTokenizer:
     def _encode(self, sentence: str) -> list[int]:
         ids = [self.sot, *(self._ids.get(piece, UNKNOWN) for piece in _pieces(sentence)), self.eot]
         return ids if len(ids) <= self.context_length else [*ids[: self.context_length - 1], self.eot]
+
+
+def mini_tokenizer(vocabulary: str | Path | None = None) -> ClipTokenizer:
+    """The one that the mini towers know: at most 32 tokens, RefMini's vocabulary unless another is given.
+
+    Raises:
+        FileNotFoundError: the vocabulary is not here; says what to do.
+    """
+    return ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
 
 
 def hide_words(

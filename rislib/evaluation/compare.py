@@ -105,4 +105,5 @@ def _redrawn(runs: Sequence[Mapping[str, Sequence]], metric: str, resamples: int
     pictures = len(runs[0]["image_ids"])
     drawn = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
     drawn = np.concatenate([np.ones((1, pictures)), drawn])  # (1 + resamples, pictures)
-    return np.mean([100 * (drawn @ run[above]) / (drawn @ run[below]) for run in runs], axis=0)
+    # Where nothing was marked and nothing was there, both sums are 0, and so is the metric.
+    return np.mean([100 * (drawn @ run[above]) / np.maximum(drawn @ run[below], 1) for run in runs], axis=0)

@@ -20,6 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from rislib.evaluation.compare import mean_interval
+
 PRECISION_LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)
 # Shares of the picture, at most; of RefMini's val they are 28, 45 and 28 %.
 SIZES = {"small": 0.04, "medium": 0.08, "large": 1.0}
@@ -150,7 +152,7 @@ class Scores:
         They are all that an interval needs, or a comparison of two methods, since pictures are what is drawn.
 
         Returns:
-            {"image_ids", "expressions", "intersections", "unions", "ious"}; IoUs in [0, 1], four decimals.
+            {"image_ids", "expressions", "intersections", "unions", "ious"}; IoUs in [0, 1].
         """
         n, intersections, unions, ious = self._per_picture(
             np.ones(len(self)), self.intersections, self.unions, self.ious()
@@ -160,18 +162,17 @@ class Scores:
             "expressions": n.astype(int).tolist(),
             "intersections": intersections.astype(int).tolist(),
             "unions": unions.astype(int).tolist(),
-            "ious": ious.round(4).tolist(),
+            "ious": ious.tolist(),
         }
 
     def interval(
         self,
         metric: Literal["oIoU", "mIoU"] = "oIoU",
         *,
-        level: float = 0.95,
         resamples: int = 1000,
         seed: int = 0,
     ) -> tuple[float, float]:
-        """Bootstrap interval: how far the metric might lie with another draw of pictures of the same sort.
+        """95 % bootstrap interval: where the metric might lie with other pictures of the same sort.
 
         Pictures are drawn with replacement, each with all of its expressions. Expressions about one picture
         succeed and fail together, so drawing them one by one would promise too narrow an interval.
@@ -183,21 +184,7 @@ class Scores:
             (low, high) in percent.
         """
         self._require_some()
-        numerator, denominator = {
-            "oIoU": (self.intersections, self.unions),
-            "mIoU": (self.ious(), np.ones(len(self))),
-        }[metric]
-        sums = self._per_picture(numerator, denominator)  # (pictures, 2)
-
-        # How often each picture is drawn, for all resamples at once: (resamples, pictures).
-        pictures = len(sums)
-        drawn = np.random.default_rng(seed).multinomial(
-            pictures, np.full(pictures, 1 / pictures), size=resamples
-        )
-        resampled = drawn.astype(np.float64) @ sums  # (resamples, 2)
-        tail = 100 * (1 - level) / 2
-        low, high = np.percentile(100 * _ratio(*resampled.T), [tail, 100 - tail])
-        return float(low), float(high)
+        return mean_interval([self.by_picture()], metric, resamples=resamples, seed=seed)
 
     def _per_picture(self, *columns: np.ndarray | list[int]) -> np.ndarray:
         """Each column summed over the expressions of each picture: (pictures, columns) float64."""

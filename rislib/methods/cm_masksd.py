@@ -60,8 +60,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rislib.encoders import clip as towers
-from rislib.encoders import shipped_file
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import ClipTokenizer, mini_tokenizer
 from rislib.methods import cris
 from rislib.methods.grounding import MaskGrounding, read_and_ground
 from rislib.methods.layers import Decoder, dice_loss, expect_one_of, mask_head, no_running_statistics
@@ -149,10 +148,10 @@ class CMMaskSD(Method):
         super().__init__()
         if clip.stage_widths:
             raise ValueError("CM-MaskSD masks patches: its CLIP needs a ViT as image tower, not a ResNet")
-        expect_one_of(neck, "N1", "N1+", "N2")
-        expect_one_of(wiring, "V1", "V2")
-        expect_one_of(replacement, "learned", "zero")
-        expect_one_of(divergence, "bce", "mse")
+        expect_one_of("neck", neck, "N1", "N1+", "N2")
+        expect_one_of("wiring", wiring, "V1", "V2")
+        expect_one_of("replacement", replacement, "learned", "zero")
+        expect_one_of("divergence", divergence, "bce", "mse")
         if (neck, wiring) == ("N2", "V1"):
             raise ValueError("wiring V1 sends words through the neck, but N2 fuses maps: use V2 with it")
         width, text_width, patch_width = clip.embed_dim, clip.text_width, clip.patch_width
@@ -188,9 +187,6 @@ class CMMaskSD(Method):
                 raise ValueError(
                     "VMLSD's teacher reads the whole sentence: grounding={'segmentation': 'clean'}"
                 )
-
-    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return self.tokenizer(expressions)
 
     # --- the main branch ----------------------------------------------------------------------
 
@@ -238,11 +234,12 @@ class CMMaskSD(Method):
                 chosen = self.choose_words(picture, reading, batch)
                 branches["vmlsd"] = self.without_words(chosen, picture, batch.tokens)
                 taught["vmlsd"] = chosen.any(dim=1)
+        # All branches at once, R of them: (R*B, C, h, w) and (R*B, L, text_width).
         maps, words = (torch.cat(inputs) for inputs in zip(*branches.values(), strict=True))
         x = self.decoder(maps, words, batch.token_mask.repeat(len(branches), 1))
-        x, *students = x.chunk(len(branches))
+        x, *students = x.chunk(len(branches))  # (B, C, h, w) each
 
-        logits = self.head(x).float()
+        logits = self.head(x).float()  # (B, 1, 4h, 4w)
         target = F.interpolate(batch.mask, size=logits.shape[2:], mode=self.mask_resize).float()
         losses = {"segmentation": F.binary_cross_entropy_with_logits(logits, target)}
         if self.dice:
@@ -390,7 +387,7 @@ def cm_masksd_mini(pretrained: bool = True, *, vocabulary: str | Path | None = N
     Raises:
         FileNotFoundError: the shipped weights or vocabulary are not here; says what to do.
     """
-    tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
+    tokenizer = mini_tokenizer(vocabulary)
     clip = towers.clip_vit_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,

@@ -43,8 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rislib.encoders import clip as towers
-from rislib.encoders import shipped_file
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import ClipTokenizer, mini_tokenizer
 from rislib.methods.grounding import MaskGrounding, read_and_ground
 from rislib.methods.layers import Decoder, conv_block, coordinate_maps, dice_loss, upsample
 from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
@@ -139,9 +138,6 @@ class CRIS(Method):
             words = clip.model.token_embedding.weight
             options = {"weight": mask_grounding, "segmentation": "clean", "stage": -1, **(grounding or {})}
             self.grounding = MaskGrounding(tokenizer, words, neck_widths, **options)
-
-    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return self.tokenizer(expressions)
 
     def encode_image(self, image: Tensor) -> PictureFeatures:
         """image (B, 3, H, W), H and W multiples of the last stride -> PictureFeatures."""
@@ -316,7 +312,7 @@ def cris_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
     Raises:
         FileNotFoundError: the shipped weights or vocabulary are not here; says what to do.
     """
-    tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
+    tokenizer = mini_tokenizer(vocabulary)
     clip = towers.clip_rn_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,

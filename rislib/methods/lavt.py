@@ -42,10 +42,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rislib.encoders import shipped_file
 from rislib.encoders.bert import BertEncoder, WordPieceTokenizer, bert_base, bert_mini
 from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import ClipTokenizer, mini_tokenizer
 from rislib.methods.grounding import MaskGrounding, read_and_ground
 from rislib.methods.layers import Places, conv_block, dice_loss, language_gate
 from rislib.nouns import Batch, Method, Preprocessing, Reading, named_size
@@ -147,9 +146,6 @@ class LAVT(Method):
         if not self.text_dropout:
             self.bert.eval()  # no other part of BERT differs between training and use
         return self
-
-    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return self.tokenizer(expressions)
 
     def encode_image(self, image: Tensor) -> PictureFeatures:
         """image (B, 3, H, W) of any size -> PictureFeatures.
@@ -324,7 +320,7 @@ def lavt_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
     Raises:
         FileNotFoundError: the shipped weights or vocabulary are not here; says what to do.
     """
-    tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
+    tokenizer = mini_tokenizer(vocabulary)
     swin, bert = swin_mini(pretrained), bert_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,

@@ -281,7 +281,7 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(self.ffn(self.norm3(x)))
 
 
-def expect_one_of(name: str | None, *choices: str | None) -> None:
-    """Raises ValueError, with the choices there are, for any other name."""
-    if name not in choices:
-        raise ValueError(f"one of {', '.join(map(str, choices))} was expected, not {name!r}")
+def expect_one_of(argument: str, value: str | None, *choices: str | None) -> None:
+    """Raises ValueError, with the choices that `argument` has, for any other value."""
+    if value not in choices:
+        raise ValueError(f"{argument} is one of {', '.join(map(str, choices))}, not {value!r}")

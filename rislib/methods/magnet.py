@@ -51,10 +51,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rislib.encoders import shipped_file
 from rislib.encoders.bert import BertEncoder, WordPieceTokenizer, bert_base, bert_mini
 from rislib.encoders.swin import MEAN, STD, SwinEncoder, swin_b, swin_mini
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import ClipTokenizer, mini_tokenizer
 from rislib.methods.alignment import alignment_losses
 from rislib.methods.grounding import MaskGrounding, read_and_ground
 from rislib.methods.layers import (
@@ -166,9 +165,6 @@ class MagNet(Method):
             words = bert.model.embeddings.word_embeddings.weight
             options = {"weight": mask_grounding, **(grounding or {})}
             self.grounding = MaskGrounding(tokenizer, words, widths, **options)
-
-    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return self.tokenizer(expressions)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) of any size -> x_1, the map after Swin's first stage (B, H/4, W/4, C_1).
@@ -310,7 +306,7 @@ def magnet_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None
     Raises:
         FileNotFoundError: the shipped weights or vocabulary are not here; says what to do.
     """
-    tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
+    tokenizer = mini_tokenizer(vocabulary)
     swin, bert = swin_mini(pretrained), bert_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,

@@ -50,9 +50,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rislib.encoders import shipped_file
 from rislib.encoders.bert import WordPieceTokenizer
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import ClipTokenizer, mini_tokenizer
 from rislib.encoders.vilt import MEAN, STD, ViltEncoder, vilt_b32, vilt_mini
 from rislib.methods.instances import MaskLane, MaskSelection, fitting, selected, spoil
 from rislib.methods.layers import dice_loss, expect_one_of, mask_head
@@ -130,8 +129,8 @@ class MaIL(Method):
         outlines: bool = False,
     ) -> None:
         super().__init__()
-        expect_one_of(mask_tokens, "A", "B", "C")
-        expect_one_of(selection, "soft", "hard", "sigmoid", "mlp", None)
+        expect_one_of("mask_tokens", mask_tokens, "A", "B", "C")
+        expect_one_of("selection", selection, "soft", "hard", "sigmoid", "mlp", None)
         if (selection_loss or outlines) and not (instances and selection):
             raise ValueError("outlines, or a loss of the selection, need masks and a selection among them")
         self.preprocessing = Preprocessing(size=size, resize="stretch", mean=MEAN, std=STD)
@@ -145,9 +144,6 @@ class MaIL(Method):
         stacked = vilt.width * (2 if instances else 1) + 8 * coordinates
         self.decoder = mask_head(stacked, decoder_widths, decoder_kernel, upsample_first=False)
         self.sharpness = nn.Parameter(torch.tensor([2.0])) if outlines else None  # k
-
-    def tokenize(self, expressions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return self.tokenizer(expressions)
 
     def encode_image(self, image: Tensor, instances: Tensor | None = None) -> PictureFeatures:
         """image (B, 3, H, W), its instance masks (B, any number, H, W), best first -> PictureFeatures.
@@ -191,13 +187,14 @@ class MaIL(Method):
     def decode(self, features: PictureFeatures, encoded: Encoded) -> Tensor:
         """The rest of `segment`: the masks' share, and the decoder."""
         h, w = features.grid
-        stack = [encoded.image]
+        stack = [encoded.image]  # of (B, h*w, C) each
         if self.mask_lane is not None:
-            weights = self.selection.weights(encoded.scores)
+            weights = self.selection.weights(encoded.scores)  # (B, N + 1)
             stack = [selected(weights, features.inside, encoded.masks), *stack]
         if self.coordinates:
             stack.append(cell_coordinates(h, w).to(encoded.image).expand(len(encoded.image), -1, -1))
-        logits = self.decoder(torch.cat(stack, dim=2).transpose(1, 2).unflatten(2, (h, w)))
+        stacked = torch.cat(stack, dim=2).transpose(1, 2)  # (B, C of all, h*w)
+        logits = self.decoder(stacked.unflatten(2, (h, w)))  # (B, 1, H, W)
         if self.sharpness is not None:
             outlines = F.interpolate(features.outlines, size=logits.shape[2:], mode="area")  # as they are
             drawn = torch.einsum("bn,bnyx->byx", weights[:, :-1], 2 * outlines - 1)
@@ -273,7 +270,7 @@ def mail_mini(pretrained: bool = True, *, vocabulary: str | Path | None = None, 
     Raises:
         FileNotFoundError: the shipped weights or vocabulary are not here; says what to do.
     """
-    tokenizer = ClipTokenizer(32, vocabulary or shipped_file("vocab/refmini.txt"), trim=True)
+    tokenizer = mini_tokenizer(vocabulary)
     vilt = vilt_mini(tokenizer.vocab_size, pretrained)
     mini = {
         "size": 96,

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from rislib.encoders import load_weights, shipped_file
+from rislib.encoders import load_weights
 from rislib.encoders.bert import bert_mini
 from rislib.encoders.clip import ClipEncoder, clip_rn_mini, clip_vit_mini
 from rislib.encoders.segmenter import segmenter_mini
 from rislib.encoders.swin import swin_mini
-from rislib.encoders.tokenizers import ClipTokenizer
+from rislib.encoders.tokenizers import mini_tokenizer
 from rislib.encoders.vilt import vilt_mini
 from rislib.pretraining.bert import MaskedWords
 from rislib.pretraining.clip import Contrastive, Student, vocabulary
@@ -49,25 +49,21 @@ __all__ = [
 ]
 
 
-def _tokenizer() -> ClipTokenizer:
-    return ClipTokenizer(32, shipped_file("vocab/refmini.txt"), trim=True)
-
-
 def _clip(builder: Callable, **recipe) -> Contrastive:
-    tokenizer = _tokenizer()
+    tokenizer = mini_tokenizer()
     learner = Contrastive(builder(tokenizer.vocab_size), tokenizer, size=96)
     learner.recipe = replace(learner.recipe, **recipe)
     return learner
 
 
 def _bert() -> MaskedWords:
-    tokenizer = _tokenizer()
+    tokenizer = mini_tokenizer()
     # Sentences hardly ever come back, and never with the same words missing: nothing to learn by heart.
     return MaskedWords(bert_mini(tokenizer.vocab_size, dropout=0.0), tokenizer)
 
 
 def _vilt() -> WordsAndMatches:
-    tokenizer = _tokenizer()
+    tokenizer = mini_tokenizer()
     return WordsAndMatches(vilt_mini(tokenizer.vocab_size), tokenizer)
 
 

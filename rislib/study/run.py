@@ -142,6 +142,7 @@ def run_once(cell: dict[str, Any], closely: bool) -> dict[str, Any]:
         )
         curve = learning_curve(Path(out) / "log.jsonl")
     report = evaluate(network, val, CRIS_2022, progress=False)
+    sums = report.scores.by_picture()
     run = {
         **cell,
         "recipe": asdict(recipe),
@@ -149,7 +150,7 @@ def run_once(cell: dict[str, Any], closely: bool) -> dict[str, Any]:
         "samples_seen": trained.samples,
         "seconds": round(trained.seconds, 1),
         **report.to_json(),
-        "by_picture": report.scores.by_picture(),
+        "by_picture": sums | {"ious": [round(iou, 4) for iou in sums["ious"]]},
         "curve": curve,
     }
     if closely:  # an anatomy takes as long as a training: once is enough for each

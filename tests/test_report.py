@@ -94,6 +94,25 @@ def test_each_pair_is_compared_once_each_way(records: Path):
     assert there == -back > 0
 
 
+def test_worlds_are_not_mixed(tmp_path: Path):
+    skills = {"refmini": {"cris": 0.8, "lavt": 0.6}, "refmini+": {"cris": 0.5, "lavt": 0.7}}
+    runs = [
+        fake_run(method, seed, skill, data)
+        for data, methods in skills.items()
+        for method, skill in methods.items()
+        for seed in (0, 1)
+    ]
+    (tmp_path / "equal_samples.json").write_text(json.dumps({"runs": runs}))
+    head, _, cris, *_ = cells(table("equal_samples", tmp_path))
+    for data, cell in zip(head[1:], cris[1:], strict=True):
+        seeds = [run["oIoU"] for run in runs if (run["variant"], run["data"]) == ("cris", data)]
+        assert cell.endswith(f"[{', '.join(f'{oiou:.1f}' for oiou in seeds)}]") if seeds else cell == "–"
+    for data, leader in (("refmini", "CRIS"), ("refmini+", "LAVT")):
+        assert cells(table(f"by_kind_{data}", tmp_path))[2][0] == leader
+        head, _, first, _ = cells(table(f"against_each_other_{data}", tmp_path))
+        assert head[1] == first[0] == leader and first[2].startswith("+")
+
+
 def test_errors_edits_and_protocols(records: Path):
     head, _, cris, _ = cells(table("errors", records))
     assert dict(zip(head[1:], cris[1:], strict=True))["wrong object"] == "25"

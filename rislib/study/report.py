@@ -22,6 +22,7 @@ from rislib.study.plan import FIVE, STUDIES
 NAMES = {"cris": "CRIS", "lavt": "LAVT", "magnet": "MagNet", "cm_masksd": "CM-MaskSD", "mail": "MaIL"}
 ALSO = {"cm_masksd plain": "CM-MaskSD, main branch alone", "mail per mask": "MaIL, a token per mask"}
 LABELS = NAMES | ALSO
+EQUAL = STUDIES["equal_samples"]
 NONE = "–"
 
 Run = Mapping[str, Any]
@@ -78,11 +79,14 @@ def five_minutes(results: Path) -> str:
     return _markdown(head.split("|"), rows)
 
 
-def by_part(part: str) -> Callable[[Path], str]:
-    """The five methods by kind of expression, or by size of the target: oIoU, means over seeds."""
+def by_part(part: str, *where: str) -> Callable[[Path], str]:
+    """The five methods by kind of expression, or by size of the target: oIoU, means over seeds.
+
+    where: study and data, as `by_method` takes them.
+    """
 
     def made(results: Path) -> str:
-        methods = by_method(results)
+        methods = by_method(results, FIVE, *where)
         counts = {name: one["n"] for runs in methods.values() for name, one in runs[0][part].items()}
         rows = [
             [NAMES[method], *(f"{np.mean([run[part][name]['oIoU'] for run in runs]):.1f}" for name in counts)]
@@ -93,22 +97,29 @@ def by_part(part: str) -> Callable[[Path], str]:
     return made
 
 
-def against_each_other(results: Path) -> str:
-    """Row minus column, oIoU: the interval over pictures, and in brackets that over seeds."""
-    methods = by_method(results)
-    rows = []
-    for first in methods:
-        row = [NAMES[first]]
-        for second in methods:
-            one, other = _paired(methods[first], methods[second])
-            if first == second or not one:
-                row.append(NONE)
-                continue
-            pictures = compare_pictures([r["by_picture"] for r in one], [r["by_picture"] for r in other])
-            seeds = compare_seeds([r["oIoU"] for r in one], [r["oIoU"] for r in other])
-            row.append(f"{pictures} [{_bounds(seeds)}]")
-        rows.append(row)
-    return _markdown(["", *(NAMES[method] for method in methods)], rows)
+def against_each_other(*where: str) -> Callable[[Path], str]:
+    """Row minus column, oIoU: the interval over pictures, and in brackets that over seeds.
+
+    where: study and data, as `by_method` takes them.
+    """
+
+    def made(results: Path) -> str:
+        methods = by_method(results, FIVE, *where)
+        rows = []
+        for first in methods:
+            row = [NAMES[first]]
+            for second in methods:
+                one, other = _paired(methods[first], methods[second])
+                if first == second or not one:
+                    row.append(NONE)
+                    continue
+                pictures = compare_pictures([r["by_picture"] for r in one], [r["by_picture"] for r in other])
+                seeds = compare_seeds([r["oIoU"] for r in one], [r["oIoU"] for r in other])
+                row.append(f"{pictures} [{_bounds(seeds)}]")
+            rows.append(row)
+        return _markdown(["", *(NAMES[method] for method in methods)], rows)
+
+    return made
 
 
 def errors(results: Path) -> str:
@@ -163,16 +174,20 @@ def protocols(results: Path) -> str:
 
 
 def equal_samples(results: Path) -> str:
-    """The five methods after equally many samples, on each world: oIoU, seeds."""
-    runs, study = read_runs(results, "equal_samples"), STUDIES["equal_samples"]
+    """The five methods after equally many samples, on each world: oIoU, its interval over pictures, seeds."""
+    worlds = {data: by_method(results, FIVE, "equal_samples", data) for data in EQUAL.data}
     rows = []
     for method in FIVE:
         row = [NAMES[method]]
-        for data in study.data:
-            found = [run for run in runs if (run["variant"], run["data"]) == (method, data)]
-            row.append(f"{_mean(found, 'oIoU'):.1f} ({_each(found)})" if found else NONE)
+        for methods in worlds.values():
+            if method not in methods:
+                row.append(NONE)
+                continue
+            runs = methods[method]
+            low, high = mean_interval([run["by_picture"] for run in runs])
+            row.append(f"**{_mean(runs, 'oIoU'):.1f}** ({low:.1f} to {high:.1f}) [{_each(runs)}]")
         rows.append(row)
-    return _markdown(["", *study.data], rows)
+    return _markdown(["", *worlds], rows)
 
 
 def budgets(results: Path) -> str:
@@ -254,12 +269,14 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "five_minutes": five_minutes,
     "by_kind": by_part("by_kind"),
     "by_size": by_part("by_size"),
-    "against_each_other": against_each_other,
+    "against_each_other": against_each_other(),
     "errors": errors,
     "edits": edits,
     "protocols": protocols,
     "budgets": budgets,
     "equal_samples": equal_samples,
+    **{f"by_kind_{data}": by_part("by_kind", "equal_samples", data) for data in EQUAL.data},
+    **{f"against_each_other_{data}": against_each_other("equal_samples", data) for data in EQUAL.data},
     "masksd_grid": grid,
     "claims": claims,
     "published": published,
@@ -287,9 +304,11 @@ def read_runs(results: Path, study: str) -> list[dict[str, Any]]:
     return json.loads(file.read_text())["runs"] if file.exists() else []
 
 
-def by_method(results: Path, variants: Iterable[str] = FIVE) -> dict[str, list[dict[str, Any]]]:
-    """The runs of five minutes on RefMini, by method or other variant, the best first."""
-    runs = [run for run in read_runs(results, "five_minutes") if run["data"] == "refmini"]
+def by_method(
+    results: Path, variants: Iterable[str] = FIVE, study: str = "five_minutes", data: str = "refmini"
+) -> dict[str, list[dict[str, Any]]]:
+    """The runs of a study on one world, by method or other variant, the best first."""
+    runs = [run for run in read_runs(results, study) if run["data"] == data]
     found = {method: _sorted([run for run in runs if run["variant"] == method]) for method in variants}
     found = {method: some for method, some in found.items() if some}
     return dict(sorted(found.items(), key=lambda item: -_mean(item[1], "oIoU")))

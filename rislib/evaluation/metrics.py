@@ -154,11 +154,13 @@ class Scores:
         Returns:
             {"image_ids", "expressions", "intersections", "unions", "ious"}; IoUs in [0, 1].
         """
-        n, intersections, unions, ious = self._per_picture(
-            np.ones(len(self)), self.intersections, self.unions, self.ious()
-        ).T
+        columns = (np.ones(len(self)), self.intersections, self.unions, self.ious())
+        # Sorted first, so that neither the sums nor the draws know in which order expressions were added.
+        order = np.lexsort((*columns, self.image_ids))
+        image_ids, picture = np.unique(np.asarray(self.image_ids)[order], return_inverse=True)
+        n, intersections, unions, ious = (np.bincount(picture, np.asarray(c)[order]) for c in columns)
         return {
-            "image_ids": sorted(set(self.image_ids)),
+            "image_ids": image_ids.tolist(),
             "expressions": n.astype(int).tolist(),
             "intersections": intersections.astype(int).tolist(),
             "unions": unions.astype(int).tolist(),
@@ -185,13 +187,6 @@ class Scores:
         """
         self._require_some()
         return mean_interval([self.by_picture()], metric, resamples=resamples, seed=seed)
-
-    def _per_picture(self, *columns: np.ndarray | list[int]) -> np.ndarray:
-        """Each column summed over the expressions of each picture: (pictures, columns) float64."""
-        # Sorted first, so that neither the sums nor the draws know in which order expressions were added.
-        order = np.lexsort((*columns, self.image_ids))
-        _, picture = np.unique(np.asarray(self.image_ids)[order], return_inverse=True)
-        return np.stack([np.bincount(picture, np.asarray(column)[order]) for column in columns], axis=1)
 
     def _select(self, keep: list[bool]) -> Scores:
         columns = (self.intersections, self.unions, self.image_ids, self.kinds, self.shares)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,47 +80,33 @@ def five_minutes(results: Path) -> str:
     return _markdown(head.split("|"), rows)
 
 
-def by_part(part: str, *where: str) -> Callable[[Path], str]:
-    """The five methods by kind of expression, or by size of the target: oIoU, means over seeds.
-
-    where: study and data, as `by_method` takes them.
-    """
-
-    def made(results: Path) -> str:
-        methods = by_method(results, FIVE, *where)
-        counts = {name: one["n"] for runs in methods.values() for name, one in runs[0][part].items()}
-        rows = [
-            [NAMES[method], *(f"{np.mean([run[part][name]['oIoU'] for run in runs]):.1f}" for name in counts)]
-            for method, runs in methods.items()
-        ]
-        return _markdown(["", *(f"{name} ({n:,})" for name, n in counts.items())], rows)
-
-    return made
+def by_part(results: Path, part: str, study: str = "five_minutes", data: str = "refmini") -> str:
+    """The five methods by kind of expression, or by size of the target: oIoU, means over seeds."""
+    methods = by_method(results, FIVE, study, data)
+    counts = {name: one["n"] for runs in methods.values() for name, one in runs[0][part].items()}
+    rows = [
+        [NAMES[method], *(f"{np.mean([run[part][name]['oIoU'] for run in runs]):.1f}" for name in counts)]
+        for method, runs in methods.items()
+    ]
+    return _markdown(["", *(f"{name} ({n:,})" for name, n in counts.items())], rows)
 
 
-def against_each_other(*where: str) -> Callable[[Path], str]:
-    """Row minus column, oIoU: the interval over pictures, and in brackets that over seeds.
-
-    where: study and data, as `by_method` takes them.
-    """
-
-    def made(results: Path) -> str:
-        methods = by_method(results, FIVE, *where)
-        rows = []
-        for first in methods:
-            row = [NAMES[first]]
-            for second in methods:
-                one, other = _paired(methods[first], methods[second])
-                if first == second or not one:
-                    row.append(NONE)
-                    continue
-                pictures = compare_pictures([r["by_picture"] for r in one], [r["by_picture"] for r in other])
-                seeds = compare_seeds([r["oIoU"] for r in one], [r["oIoU"] for r in other])
-                row.append(f"{pictures} [{_bounds(seeds)}]")
-            rows.append(row)
-        return _markdown(["", *(NAMES[method] for method in methods)], rows)
-
-    return made
+def against_each_other(results: Path, study: str = "five_minutes", data: str = "refmini") -> str:
+    """Row minus column, oIoU: the interval over pictures, and in brackets that over seeds."""
+    methods = by_method(results, FIVE, study, data)
+    rows = []
+    for first in methods:
+        row = [NAMES[first]]
+        for second in methods:
+            one, other = _paired(methods[first], methods[second])
+            if first == second or not one:
+                row.append(NONE)
+                continue
+            pictures = compare_pictures([r["by_picture"] for r in one], [r["by_picture"] for r in other])
+            seeds = compare_seeds([r["oIoU"] for r in one], [r["oIoU"] for r in other])
+            row.append(f"{pictures} [{_bounds(seeds)}]")
+        rows.append(row)
+    return _markdown(["", *(NAMES[method] for method in methods)], rows)
 
 
 def errors(results: Path) -> str:
@@ -267,16 +254,22 @@ def published(results: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "five_minutes": five_minutes,
-    "by_kind": by_part("by_kind"),
-    "by_size": by_part("by_size"),
-    "against_each_other": against_each_other(),
+    "by_kind": partial(by_part, part="by_kind"),
+    "by_size": partial(by_part, part="by_size"),
+    "against_each_other": against_each_other,
     "errors": errors,
     "edits": edits,
     "protocols": protocols,
     "budgets": budgets,
     "equal_samples": equal_samples,
-    **{f"by_kind_{data}": by_part("by_kind", "equal_samples", data) for data in EQUAL.data},
-    **{f"against_each_other_{data}": against_each_other("equal_samples", data) for data in EQUAL.data},
+    **{
+        f"by_kind_{data}": partial(by_part, part="by_kind", study="equal_samples", data=data)
+        for data in EQUAL.data
+    },
+    **{
+        f"against_each_other_{data}": partial(against_each_other, study="equal_samples", data=data)
+        for data in EQUAL.data
+    },
     "masksd_grid": grid,
     "claims": claims,
     "published": published,
